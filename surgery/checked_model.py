@@ -1,0 +1,43 @@
+"""Which objects surgery works on, and what to do with the others."""
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+
+def check_model(model: object, *, weights: bool = False) -> None:
+    """Raise TypeError or ValueError, saying what to do instead, for a model that cannot be operated on.
+
+    Args:
+        weights: whether the model must hold weights (not be on the meta device).
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}: a torch.nn.Module is needed")
+    kind = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f"model is a {kind} (TorchScript): convert the nn.Module that it was scripted from")
+    if isinstance(model, DataParallel | DistributedDataParallel) or kind.startswith("FullyShardedDataParallel"):
+        raise TypeError(f"model is wrapped in {kind}: convert model.module, then wrap the result")
+    if hasattr(model, "_orig_mod"):
+        raise TypeError("model is compiled: convert model._orig_mod, then compile the result")
+    for name, module in model.named_modules():
+        if "quantized" in type(module).__module__.split(".") or "quantization" in type(module).__module__.split("."):
+            raise TypeError(f"model is quantised ({name or 'itself'} is a {type(module).__name__}): convert it before quantising")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            raise ValueError(f"{name} is not initialised yet (a lazy module): run one forward first")
+        if tensor.is_quantized:
+            raise TypeError(f"model is quantised ({name} is {tensor.dtype}): convert it before quantising")
+        if weights and tensor.is_meta:
+            raise ValueError(f"model is on the meta device ({name} has no data): give it weights first, to_empty() and load_state_dict()")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside torch.compile and data-parallel wrappers."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif isinstance(model, DataParallel | DistributedDataParallel):
+            model = model.module
+        else:
+            return model

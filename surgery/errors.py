@@ -1,0 +1,33 @@
+"""The exceptions of this package and the checks that raise them, each naming the thing, its value and what would do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SurgeryError(Exception):
+    """Base class of the errors that are about a model or a file rather than an argument."""
+
+
+class NoSitesError(SurgeryError):
+    """``strict=True`` and the model has no site for the method."""
+
+
+class TraceError(SurgeryError):
+    """The model's forward could not be followed."""
+
+
+class CheckpointError(SurgeryError):
+    """A file is damaged, foreign, of a later schema, or does not fit the model that its manifest names."""
+
+
+class SourceError(SurgeryError):
+    """A model cannot be rebuilt from what is known of how it was made."""
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    accepted = list(choices)
+    if value not in accepted:
+        close = difflib.get_close_matches(str(value), accepted, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, accepted))} is needed{hint}")

@@ -1,0 +1,185 @@
+"""Questions about a recorded graph: what a convolution is, what follows it, what feeds it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from surgery.graph.kinds import norm_has_activation
+from surgery.graph.record import ModelGraph
+
+THROUGH = frozenset({"identity", "pad"})
+_NON_NEGATIVE_ACTS = {"relu", "relu6", "sigmoid", "hardsigmoid"}
+_KEEPS_SIGN = frozenset({"identity", "pool", "global_pool", "pad", "upsample", "reshape", "add", "cat", "split", "item"})
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """What a convolution node computes, from its module or from the arguments of a bare function call."""
+
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    groups: int
+    padded: bool
+
+    @property
+    def pointwise(self) -> bool:
+        return self.kernel == (1, 1)
+
+    @property
+    def depthwise(self) -> bool:
+        return not self.pointwise and self.groups == self.in_channels > 1
+
+
+def source(node: fx.Node) -> fx.Node:
+    """The node that gives this one's first tensor argument."""
+    return next(arg for arg in node.args if isinstance(arg, fx.Node))
+
+
+def conv_spec(graph: ModelGraph, node: fx.Node) -> ConvSpec:
+    """Read a node of kind ``conv``; its shapes are (N, C, H, W)."""
+    name = node.meta.get("module")
+    if name is not None:
+        conv = graph.modules[name]
+        assert isinstance(conv, nn.Conv2d)
+        return ConvSpec(
+            conv.in_channels,
+            conv.out_channels,
+            _pair(conv.kernel_size),
+            _pair(conv.stride),
+            conv.groups,
+            conv.padding not in (0, (0, 0), "valid"),
+        )
+    arguments = dict(zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), node.args, strict=False))
+    arguments.update(node.kwargs)
+    weight = arguments["weight"]
+    in_channels, out_channels = source(node).meta["shape"][1], node.meta["shape"][1]
+    groups = int(arguments.get("groups") or 1)
+    kernel = weight.meta["shape"][2:] if isinstance(weight, fx.Node) else (0, 0)
+    padded = arguments.get("padding", 0) not in (0, (0, 0), [0, 0], "valid")
+    return ConvSpec(in_channels, out_channels, _pair(kernel), _pair(arguments.get("stride", 1)), groups, padded)
+
+
+def _pair(value: object) -> tuple[int, int]:
+    if isinstance(value, tuple | list):
+        return int(value[0]), int(value[-1])
+    return int(value), int(value)  # type: ignore[call-overload]
+
+
+def spatial_size(node: fx.Node) -> int:
+    """H · W of a 4-D map, 0 of anything else."""
+    shape = node.meta.get("shape")
+    return shape[2] * shape[3] if shape is not None and len(shape) == 4 else 0
+
+
+def sole_user(node: fx.Node) -> fx.Node | None:
+    """The only user of a node, or None."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+@dataclass(frozen=True)
+class Followers:
+    """What comes after a convolution: [norm] [act] (with pads and identities between), then ``consumers``."""
+
+    norm: fx.Node | None
+    act: fx.Node | None
+    consumers: tuple[fx.Node, ...]
+
+
+def followers(graph: ModelGraph, conv: fx.Node) -> Followers:
+    """Walk from a convolution past one norm and one activation to the nodes that read the result."""
+    norm = act = None
+    node = conv
+    while (after := sole_user(node)) is not None:
+        kind = after.meta.get("kind")
+        if kind == "norm" and norm is None and act is None:
+            norm = after
+            name = after.meta.get("module")
+            if name is not None and norm_has_activation(graph.modules[name]):
+                act = after
+        elif kind == "act" and act is None:
+            act = after
+        elif kind not in THROUGH:
+            break
+        node = after
+    return Followers(norm, act, tuple(user for user in node.users if user.op != "output"))
+
+
+def reaches_spatial_conv(graph: ModelGraph, node: fx.Node) -> bool:
+    """Whether a node is a spatial convolution, or a split or slice whose parts (or their sums) lead to one."""
+    kind = node.meta.get("kind")
+    if kind == "conv":
+        spec = conv_spec(graph, node)
+        return not spec.pointwise and spatial_size(source(node)) > 1
+    if kind in ("split", *THROUGH):
+        return any(reaches_spatial_conv(graph, user) or _sum_reaches(graph, user) for user in node.users)
+    return False
+
+
+def _sum_reaches(graph: ModelGraph, node: fx.Node) -> bool:
+    return node.meta.get("kind") == "add" and any(reaches_spatial_conv(graph, user) for user in node.users)
+
+
+def back_to(node: fx.Node, stop: Callable[[fx.Node], bool], through: frozenset[str]) -> fx.Node | None:
+    """The nearest ancestor that ``stop`` accepts, reached only through nodes of the given kinds."""
+    seen: set[fx.Node] = set()
+    front = [node]
+    while front:
+        current = front.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        if stop(current):
+            return current
+        if current.meta.get("kind") in through:
+            front += [arg for arg in current.all_input_nodes if spatial_size(arg) > 0]
+    return None
+
+
+def activation_name(graph: ModelGraph, node: fx.Node) -> str:
+    """Lower-case name of an activation node: ``relu``, ``silu``, …; of a fused norm, its activation's."""
+    name = node.meta.get("module")
+    if name is None:
+        return getattr(node.target, "__name__", str(node.target)).strip("_").lower()
+    module = graph.modules[name]
+    act = getattr(module, "act", module)
+    return type(act).__name__.lower()
+
+
+def non_negative(graph: ModelGraph, node: fx.Node, depth: int = 200) -> bool:
+    """Whether a tensor is provably >= 0 everywhere."""
+    kind = node.meta.get("kind")
+    if depth == 0:
+        return False
+    if kind == "act" or (kind == "norm" and norm_has_activation(graph.modules.get(node.meta.get("module", ""), nn.Identity()))):
+        return activation_name(graph, node) in _NON_NEGATIVE_ACTS
+    if kind == "pix":
+        return non_negative(graph, source(node), depth - 1)
+    if kind == "mul" or kind in _KEEPS_SIGN:
+        name = getattr(node.target, "__name__", "")
+        tensors = node.all_input_nodes
+        if "sub" in name or "truediv" in name or any(isinstance(a, float | int) and a < 0 for a in node.args):
+            return False
+        return bool(tensors) and all(non_negative(graph, arg, depth - 1) for arg in tensors)
+    return False
+
+
+def stem(graph: ModelGraph) -> set[fx.Node]:
+    """Nodes on the single path from the input to the first fork; none where the network never forks."""
+    nodes: set[fx.Node] = set()
+    node = next(iter(graph.graph.nodes))
+    while len(node.users) == 1:
+        node = next(iter(node.users))
+        if node.op == "output":
+            return set()
+        nodes.add(node)
+    return nodes
+
+
+def convs(graph: ModelGraph) -> Iterator[fx.Node]:
+    """Every 2-D convolution call on a 4-D map."""
+    for node in graph:
+        if node.meta.get("kind") == "conv" and node.all_input_nodes:
+            yield node

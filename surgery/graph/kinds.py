@@ -1,0 +1,83 @@
+"""What an operation is: the vocabulary in which sites are described, for modules by class, for functions by name."""
+
+import torchvision
+from timm.layers import BlurPool2d, DropBlock2d, DropPath
+from torch import nn
+
+from surgery.layers import PiX
+
+NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    torchvision.ops.misc.FrozenBatchNorm2d,
+)
+ACTIVATIONS = {
+    *("relu", "relu6", "silu", "gelu", "leaky_relu", "elu", "celu", "selu", "sigmoid", "tanh", "mish", "prelu"),
+    *("hardswish", "hardsigmoid", "hardtanh", "softplus", "softsign", "logsigmoid", "clamp", "threshold"),
+}
+_FUNCTIONS = {
+    "add": "add sub",
+    "mul": "mul div truediv",
+    "cat": "cat concat concatenate stack",
+    "split": "split chunk tensor_split unbind split_with_sizes getitem narrow select",
+    "conv": "conv2d",
+    "linear": "linear",
+    "matmul": "matmul bmm mm addmm scaled_dot_product_attention einsum",
+    "norm": "batch_norm layer_norm group_norm instance_norm rms_norm",
+    "pool": "max_pool2d avg_pool2d lp_pool2d fractional_max_pool2d",
+    "global_pool": "adaptive_avg_pool2d adaptive_max_pool2d mean amax max sum avg_pool",
+    "pad": "pad",
+    "upsample": "interpolate upsample upsample_nearest upsample_bilinear",
+    "identity": "dropout dropout2d alpha_dropout feature_dropout contiguous clone to type_as float half detach",
+    "reshape": "flatten view reshape permute transpose unflatten squeeze unsqueeze expand expand_as",
+}
+FUNCTION_KINDS = {name: kind for kind, names in _FUNCTIONS.items() for name in names.split()}
+
+
+def function_kind(name: str) -> str:
+    """Kind of a function by its name; in-place and operator spellings count as the plain one."""
+    plain = name.strip("_")
+    if plain in ACTIVATIONS:
+        return "act"
+    if plain not in FUNCTION_KINDS and plain[:1] in "ir":
+        plain = plain[1:]  # __iadd__, __rmul__
+    return FUNCTION_KINDS.get(plain, "other")
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether the module normalises (with or without an activation of its own, as timm's fused ones)."""
+    return isinstance(module, NORMS)
+
+
+def norm_has_activation(module: nn.Module) -> bool:
+    """Whether a normalisation also applies an activation (timm's BatchNormAct2d and the like)."""
+    act = getattr(module, "act", None)
+    return isinstance(act, nn.Module) and not isinstance(act, nn.Identity)
+
+
+def module_kind(module: nn.Module, same_shape: bool) -> str:
+    """Kind of a leaf module; ``same_shape`` tells whether its output has its input's shape."""
+    tables: list[tuple[tuple[type, ...], str]] = [
+        ((PiX,), "pix"),
+        ((nn.Conv2d,), "conv"),
+        ((nn.Linear,), "linear"),
+        (NORMS, "norm"),
+        ((nn.Identity, nn.modules.dropout._DropoutNd, DropPath, DropBlock2d, nn.Sequential), "identity"),
+        ((torchvision.ops.StochasticDepth,), "identity"),
+        ((nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, BlurPool2d), "pool"),
+        ((nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d), "global_pool"),
+        ((nn.modules.padding._ConstantPadNd, nn.ReflectionPad2d, nn.ReplicationPad2d), "pad"),
+        ((nn.Upsample,), "upsample"),
+        ((nn.Flatten, nn.Unflatten), "reshape"),
+        ((nn.PReLU, nn.Softmax), "act"),
+    ]
+    for types, kind in tables:
+        if isinstance(module, types):
+            return kind
+    if same_shape and not any(True for _ in module.parameters()):
+        return "act"  # a childless, weightless module that keeps the shape: timm's activation classes
+    return "other"
+
+
+__all__ = ["ACTIVATIONS", "function_kind", "is_norm", "module_kind", "norm_has_activation"]

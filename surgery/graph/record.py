@@ -1,0 +1,241 @@
+"""Record one forward pass of a model as a torch.fx graph that knows shapes, modules and dataflow.
+
+The pass runs on fake tensors (no memory, no arithmetic), so a 1-billion-parameter model costs what a small one does.
+Compared with symbolic tracing it follows any Python control flow, sees inside blocks that tracers treat as leaves,
+and needs no second pass for shapes; ``docs/design.md`` has the measurements. A forward that looks at values is
+recorded on real zeros instead.
+"""
+
+import copy
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from surgery.errors import TraceError
+from surgery.graph.kinds import function_kind, is_norm, module_kind
+from surgery.layers import PiX
+
+FALLBACK_SIZES = (224, 32)
+
+
+@dataclass(frozen=True)
+class ModelGraph:
+    """One recorded forward.
+
+    Every node's ``meta`` holds ``kind`` (see ``graph.kinds``), ``shape`` (tuple, or None), ``owner`` (qualified name
+    of the innermost module whose forward made the call) and, for a module call, ``module``.
+    """
+
+    graph: fx.Graph
+    modules: dict[str, nn.Module]
+    input_shape: tuple[int, ...]
+    calls: Counter[str] = field(default_factory=Counter)
+    aliases: Counter[int] = field(default_factory=Counter)
+
+    def __iter__(self) -> Iterator[fx.Node]:
+        return iter(self.graph.nodes)
+
+    def called_once(self, name: str) -> bool:
+        """Whether the module runs exactly once in a forward and is registered under one name only."""
+        return self.calls[name] == 1 and self.aliases[id(self.modules[name])] == 1
+
+
+def input_shape_of(model: nn.Module, input_size: Sequence[int] | None = None) -> list[tuple[int, ...]]:
+    """Shapes (C, H, W) worth trying as the model's input: the given one, its own configured one, common ones."""
+    if input_size is not None:
+        size = tuple(input_size)
+        if len(size) != 3 or not all(isinstance(n, int) and n > 0 for n in size):
+            raise ValueError(f"input_size={input_size!r}: three positive ints (channels, height, width) are needed")
+        return [size]
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = 3 if first is None else first.in_channels
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    shapes = [(channels, size, size) for size in FALLBACK_SIZES]
+    if isinstance(config, dict) and config.get("input_size"):
+        shapes.insert(0, (channels, *config["input_size"][1:]))
+    return shapes
+
+
+def record(model: nn.Module, input_size: Sequence[int] | None = None) -> ModelGraph:
+    """Record ``model``'s eval-mode forward on one image.
+
+    Args:
+        input_size: (C, H, W); default: the model's configured size, else 224, else 32 pixels.
+
+    Raises:
+        TraceError: the forward fails on such an input.
+    """
+    failures: list[tuple[tuple[int, ...], Exception]] = []
+    for shape in input_shape_of(model, input_size):
+        for run in (_record_fake, _record_real):
+            try:
+                return run(model, shape)
+            except Exception as error:  # any forward may raise anything; all of it is reported below
+                failures.append((shape, error))
+    shape, error = failures[0]
+    raise TraceError(
+        f"the forward of {type(model).__name__} fails on an input of shape (1, {', '.join(map(str, shape))}): "
+        f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. "
+        "Pass input_size=(channels, height, width) that the model accepts."
+    ) from error
+
+
+def _record_fake(model: nn.Module, shape: tuple[int, ...]) -> ModelGraph:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        skeleton = _with_tensors(model, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype))
+        return _run(model, skeleton, torch.empty((1, *shape), dtype=_float_dtype(model)), shape)
+
+
+def _record_real(model: nn.Module, shape: tuple[int, ...]) -> ModelGraph:
+    if any(tensor.is_meta for tensor in _tensors(model)):
+        raise TraceError("the forward looks at values, and the model is on the meta device")
+    skeleton = _with_tensors(model, lambda t: t.detach().cpu().clone())
+    return _run(model, skeleton, torch.zeros((1, *shape), dtype=_float_dtype(model)), shape)
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+
+
+def _float_dtype(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
+
+def _with_tensors(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy of the model whose parameters and buffers are made by ``make``; no weight is copied on the way."""
+    memo: dict[int, Any] = {}
+    for tensor in _tensors(model):
+        with torch.no_grad():
+            fresh = make(tensor)
+        memo[id(tensor)] = nn.Parameter(fresh, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fresh
+    return copy.deepcopy(model, memo)
+
+
+def _run(model: nn.Module, skeleton: nn.Module, image: Tensor, shape: tuple[int, ...]) -> ModelGraph:
+    skeleton.eval()
+    recorder = _Recorder(skeleton)
+    recorder.bind(image, recorder.graph.placeholder("input"), "input", image.shape)
+    with torch.no_grad(), recorder:
+        output = skeleton(image)
+    recorder.graph.output(recorder.nodes_of(output))
+    aliases = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    return ModelGraph(recorder.graph, dict(model.named_modules()), shape, recorder.calls, aliases)
+
+
+def _is_leaf(name: str, module: nn.Module) -> bool:
+    if isinstance(module, PiX) or is_norm(module):
+        return True
+    return name != "" and next(module.children(), None) is None
+
+
+class _Recorder(TorchFunctionMode):
+    """Writes down every torch function and leaf-module call that takes or gives tensors, as fx nodes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self.calls: Counter[str] = Counter()
+        self._node: dict[int, fx.Node] = {}
+        self._alive: list[Tensor] = []  # ids stay unique only while the tensors live
+        self._owners: list[str] = [""]
+        self._leaf_depth = 0
+        self._parameter_name = {id(t): n for n, t in [*model.named_parameters(), *model.named_buffers()]}
+        for name, module in model.named_modules():
+            self._watch(name, module, _is_leaf(name, module))
+
+    def _watch(self, name: str, module: nn.Module, leaf: bool) -> None:
+        def enter(module: nn.Module, args: Any) -> None:
+            self._owners.append(name)
+            self._leaf_depth += leaf
+
+        def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            self._owners.pop()
+            self._leaf_depth -= leaf
+            if self._leaf_depth:
+                return
+            self.calls[name] += 1
+            if leaf:
+                self._write_module(name, module, args, kwargs, output)
+
+        module.register_forward_pre_hook(enter)
+        module.register_forward_hook(leave, with_kwargs=True)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if not self._leaf_depth:
+            self._write_function(func, args, kwargs, output)
+        return output
+
+    def bind(self, tensor: Tensor, node: fx.Node, kind: str, shape: Sequence[int], **meta: Any) -> None:
+        node.meta.update(kind=kind, shape=tuple(shape), owner=self._owners[-1], **meta)
+        self._node[id(tensor)] = node
+        self._alive.append(tensor)
+
+    def nodes_of(self, value: Any) -> Any:
+        """The value with tensors replaced by their nodes; tensors never seen become None."""
+        if isinstance(value, Tensor):
+            return self._node.get(id(value)) or self._attribute(value)
+        if isinstance(value, dict):
+            return {str(k): self.nodes_of(v) for k, v in value.items()}
+        if isinstance(value, tuple | list):
+            return type(value)(self.nodes_of(v) for v in value) if type(value) in (tuple, list) else None
+        return value if isinstance(value, int | float | str | bool | slice | type(None) | torch.dtype) else None
+
+    def _attribute(self, tensor: Tensor) -> fx.Node | None:
+        name = self._parameter_name.get(id(tensor))
+        if name is None:
+            return None
+        with torch._C.DisableTorchFunction():
+            node = self.graph.create_node("get_attr", name)
+            self.bind(tensor, node, "attribute", tensor.shape)
+        return node
+
+    def _write_module(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        with torch._C.DisableTorchFunction():
+            first = args[0] if args and isinstance(args[0], Tensor) else None
+            same_shape = first is not None and isinstance(output, Tensor) and first.shape == output.shape
+            node = self.graph.create_node("call_module", name, self.nodes_of(tuple(args)), self.nodes_of(dict(kwargs)))
+            self._bind_output(node, output, module_kind(module, same_shape), module=name)
+
+    def _write_function(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+        name = getattr(func, "__name__", type(func).__name__)
+        if name == "__get__" and not isinstance(output, Tensor):
+            return
+        with torch._C.DisableTorchFunction():
+            in_place = name == "__setitem__"
+            if not in_place and not any(isinstance(leaf, Tensor) for leaf in _flat(output)):
+                return
+            target = func if callable(func) else operator.getitem
+            node = self.graph.create_node(
+                "call_function", target, self.nodes_of(tuple(args)), self.nodes_of(dict(kwargs)), name=name.strip("_")
+            )
+            self._bind_output(node, args[0] if in_place else output, function_kind(name))
+
+    def _bind_output(self, node: fx.Node, output: Any, kind: str, **meta: Any) -> None:
+        if isinstance(output, Tensor):
+            self.bind(output, node, kind, output.shape, **meta)
+            return
+        node.meta.update(kind=kind, shape=None, owner=self._owners[-1], **meta)
+        for position, tensor in enumerate(_flat(output)):
+            if isinstance(tensor, Tensor):
+                item = self.graph.create_node("call_function", operator.getitem, (node, position))
+                self.bind(tensor, item, "split" if kind == "split" else "item", tensor.shape)
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from _flat(item)
+    elif isinstance(value, dict):
+        yield from _flat(list(value.values()))
+    else:
+        yield value

@@ -1,0 +1,30 @@
+"""Symbolic tracing of one block, for the rare edit that must rewrite a forward."""
+
+import copy
+
+from timm.layers import get_notrace_functions, get_notrace_modules
+from torch import fx, nn
+from torchvision.models.feature_extraction import NodePathTracer
+
+from surgery.errors import SurgeryError
+from surgery.layers import PiX
+
+
+def trace_block(block: nn.Module) -> fx.Graph:
+    """An fx graph of the block that holds in train and in eval mode alike.
+
+    Raises:
+        SurgeryError: the block cannot be traced, or its two modes differ (fx bakes ``self.training`` in).
+    """
+    graphs = []
+    for training in (True, False):
+        probe = copy.copy(block)
+        probe.training = training
+        leaves = [*get_notrace_modules(), PiX]
+        try:
+            graphs.append(NodePathTracer(leaf_modules=leaves, autowrap_functions=get_notrace_functions()).trace(probe))
+        except Exception as error:  # a traced forward may raise anything
+            raise SurgeryError(f"{type(block).__name__} cannot be traced: {error}") from error
+    if str(graphs[0]) != str(graphs[1]):
+        raise SurgeryError(f"{type(block).__name__} computes differently in train and eval mode; fx would bake one in")
+    return graphs[1]

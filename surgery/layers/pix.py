@@ -1,0 +1,132 @@
+"""The PiX layer: a squeeze 1×1 convolution's weights, applied to the pooled descriptor (PiX Eq. 1-3)."""
+
+import torch.nn.functional as F
+from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
+from torch import Tensor, nn
+
+from surgery import ops
+from surgery.errors import check_choice
+from surgery.ops import reference
+
+STANDARDISED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
+
+
+class PiX(nn.Module):
+    """Pick-or-Mix: each output channel is p · max or p · mean of its subset of input channels.
+
+    Parameters carry the names and shapes of the convolution that the layer replaces (``weight`` (C_out, C, 1, 1),
+    ``bias`` (C_out,), and ``gain`` for scaled weight standardisation), so that convolution's checkpoint fits.
+
+    Args:
+        in_channels: C.
+        out_channels: C_out <= C. Subset i holds channels ⌊i·C/C_out⌋ … ⌊(i+1)·C/C_out⌋ − 1.
+        stride: grid on which the map is fused; the descriptor is pooled over all of the input.
+        bias: whether the predictor has one.
+        tau: threshold of Eq. 2: max where p <= tau, mean where p > tau.
+        fusion: ``threshold`` (Eq. 2) or ``weighted`` (Eq. 3).
+        operator: ``max+avg``, or one reduction alone: ``max``, ``avg``, ``min`` (ablation E3).
+        activation: ``sigmoid`` or ``tanh``, which is 0.5 · (1 + tanh) (ablation E0).
+        predictor_norm: a BatchNorm between predictor and activation (ablation E1).
+        input_norm: a BatchNorm on the input (FACS Table 5, "Pre").
+        standardize: (eps, scale) where the weight is standardised at call time, as in timm's StdConv2d.
+
+    Shape: (N, C, H, W) → (N, C_out, ⌈H / stride⌉, ⌈W / stride⌉), any floating dtype.
+
+    Raises:
+        ValueError: for a choice that is not listed, or C_out > C.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: tuple[int, int] = (1, 1),
+        bias: bool = True,
+        tau: float = 0.5,
+        fusion: reference.Fusion = "threshold",
+        operator: reference.Operator = "max+avg",
+        activation: reference.Activation = "sigmoid",
+        predictor_norm: bool = False,
+        input_norm: bool = False,
+        standardize: tuple[float, float] | None = None,
+    ) -> None:
+        super().__init__()
+        if not 1 <= out_channels <= in_channels:
+            raise ValueError(f"PiX needs 1 <= out_channels <= in_channels, got {out_channels} and {in_channels}")
+        check_fusion(fusion, operator, activation, tau)
+        self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
+        self.tau, self.fusion, self.operator, self.activation = float(tau), fusion, operator, activation
+        self.standardize = standardize
+        predictor = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
+        self.weight: nn.Parameter = predictor.weight
+        self.register_parameter("bias", predictor.bias)
+        self.gain: nn.Parameter | None = None
+        self.predictor_norm = nn.BatchNorm2d(out_channels) if predictor_norm else None
+        self.input_norm = nn.BatchNorm2d(in_channels) if input_norm else None
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, **arguments: object) -> "PiX":
+        """A PiX that owns the parameters (the same objects) of a 1×1 convolution; ``arguments`` as for the class."""
+        standardize = None
+        if isinstance(conv, STANDARDISED):
+            standardize = (float(conv.eps), float(getattr(conv, "scale", 1.0)))
+        stride = (int(conv.stride[0]), int(conv.stride[1]))
+        layer = cls(conv.in_channels, conv.out_channels, stride=stride, standardize=standardize, **arguments)  # type: ignore[arg-type]
+        layer.to(device=conv.weight.device, dtype=conv.weight.dtype)
+        for name, parameter in conv.named_parameters(recurse=False):
+            setattr(layer, name, parameter)
+        if conv.bias is None:
+            layer.bias = None
+        return layer.train(conv.training)
+
+    @property
+    def zeta(self) -> float:
+        """C / C_out."""
+        return self.in_channels / self.out_channels
+
+    def effective_weight(self) -> Tensor:
+        """The predictor's weight (C_out, C, 1, 1): as it is, or standardised per filter as timm's convolutions do."""
+        if self.standardize is None:
+            return self.weight
+        eps, scale = self.standardize
+        gain = None if self.gain is None else (self.gain * scale).view(-1)
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        return F.batch_norm(flat, None, None, weight=gain, training=True, momentum=0.0, eps=eps).reshape_as(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.input_norm is not None:
+            x = self.input_norm(x)
+        weight = self.effective_weight()
+        if self.predictor_norm is None:
+            return ops.pix(
+                x,
+                weight,
+                self.bias,
+                tau=self.tau,
+                fusion=self.fusion,
+                operator=self.operator,
+                activation=self.activation,
+                stride=self.stride,
+            )[0]
+        logits = self.predictor_norm(F.conv2d(x.mean((2, 3), keepdim=True), weight, self.bias))
+        p = reference.activate(logits.flatten(1), self.activation)
+        return ops.pix_fuse(x, p, tau=self.tau, fusion=self.fusion, operator=self.operator, stride=self.stride)
+
+    def extra_repr(self) -> str:
+        text = f"{self.in_channels}, {self.out_channels}, tau={self.tau}, fusion={self.fusion}, operator={self.operator}"
+        text += f", activation={self.activation}, bias={self.bias is not None}"
+        if self.stride != (1, 1):
+            text += f", stride={self.stride}"
+        return text if self.standardize is None else f"{text}, standardize={self.standardize}"
+
+
+def check_fusion(fusion: str, operator: str, activation: str, tau: float) -> None:
+    """Raise ValueError for a choice that does not exist or a combination that means nothing."""
+    check_choice("fusion", fusion, reference.FUSIONS)
+    check_choice("operator", operator, reference.OPERATORS)
+    check_choice("activation", activation, reference.ACTIVATIONS)
+    if isinstance(tau, bool) or not isinstance(tau, int | float) or not 0 <= tau <= 1:
+        raise ValueError(f"tau={tau!r}: a number from 0 (always mean) to 1 (always max) is needed")
+    if fusion == "weighted" and operator != "max+avg":
+        raise ValueError(f"fusion='weighted' mixes max and mean (Eq. 3); operator={operator!r} has nothing to mix")

@@ -1,0 +1,143 @@
+"""Decide what surgery would do to a model, and say why not where it would not."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from surgery.checked_model import check_model
+from surgery.edit import Edit, apply, meta_copy
+from surgery.errors import SurgeryError, TraceError, check_choice
+from surgery.graph import ModelGraph, record
+from surgery.methods.registry import Method, Proposal, configure, method_named
+from surgery.narrow import Narrowing
+from surgery.request import Request, Zeta
+from surgery.sites import Skipped
+from surgery.table import table
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion would change. Prints as a table; ``edits`` is what a file's manifest holds.
+
+    Attributes:
+        edits: everything to do, in order (a narrowing first, where there is one).
+        skipped: candidates passed over, with the reason each.
+        input_size: (C, H, W) of the image on which the model was recorded.
+    """
+
+    edits: tuple[Edit, ...]
+    skipped: tuple[Skipped, ...]
+    input_size: tuple[int, ...]
+    method: str
+    mode: str
+    importance: str = "l1"
+    narrowing: Narrowing | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def sites(self) -> tuple[Edit, ...]:
+        """The conversions: one edit per site."""
+        return tuple(edit for edit in self.edits if edit.site)
+
+    def __str__(self) -> str:
+        rows = [
+            (edit.site, edit.role, f"{edit.channels[0]} → {edit.channels[1]}", f"{edit.channels[0] / edit.channels[1]:.3g}", edit.note)
+            for edit in self.sites
+        ]
+        lines = [f"{self.method}, mode {self.mode}, recorded at {'×'.join(map(str, self.input_size))}"]
+        if rows:
+            lines.append(table(("site", "role", "channels", "ratio", "note"), rows, right=(3,)))
+        lines.append(f"{len(rows)} converted, {len(self.skipped)} passed over")
+        lines += [f"  {edit.note}" for edit in self.edits if not edit.site and edit.note]
+        for reason, count in Counter(item.reason for item in self.skipped).most_common():
+            names = [item.name for item in self.skipped if item.reason == reason]
+            lines.append(f"  {count} × {reason}: {', '.join(names[:3])}{', …' if count > 3 else ''}")
+        return "\n".join(lines)
+
+
+def plan(
+    model: nn.Module,
+    method: str = "pix",
+    *,
+    zeta: Zeta = None,
+    mode: str = "squeeze",
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
+    insert: str | Iterable[str] = (),
+    projections: str = "residual",
+    equal_width: bool | None = None,
+    head: str = "keep",
+    importance: str = "l1",
+    input_size: Sequence[int] | None = None,
+    **options: Any,
+) -> Plan:
+    """Plan the conversion of a model; nothing is changed.
+
+    Args:
+        model: any nn.Module that maps an image batch (N, C, H, W); also on the meta device.
+        method: a registered method: ``pix``, ``squeeze-conv``.
+        zeta: the network's dominating ratio C_in / C_out, a whole number >= 1, or a dict of name patterns. Every site
+            keeps its own ratio; a zeta above the dominating one narrows all in proportion, a smaller one changes
+            nothing. In the modes that insert, each inserted module's ratio (``prune``: 1 by default).
+        mode: ``squeeze``, ``downscale`` or ``prune``.
+        include, exclude: name patterns (shell style; ``layer3`` also means what lies below it).
+        insert: name patterns of the spatial convolutions to insert before.
+        projections: of inverted bottlenecks: ``residual`` (those that end in a residual sum), ``all`` or ``none``.
+        equal_width: convert bottleneck heads that keep the width; default: only in a network that narrows elsewhere.
+        head: ``pool`` swaps VGG's 4096-wide head for global average pooling and one linear layer.
+        importance: criterion by which a narrowing keeps filters (``l1``).
+        input_size: (C, H, W) to record the model with; default: its configured one, else 224 pixels.
+        **options: of the method (for ``pix``: tau, fusion, operator, activation, predictor_norm, norm).
+
+    Raises:
+        ValueError, TypeError: an argument, or a kind of model, that cannot be; the message says what can.
+        TraceError: the model's forward fails.
+    """
+    check_model(model)
+    chosen = method_named(method)
+    config = configure(chosen, options)
+    check_choice(f"mode for method {method!r}", mode, chosen.modes)
+    request = Request(
+        zeta, mode, include, exclude, insert, projections, equal_width, head, importance  # type: ignore[arg-type]
+    )
+    if head != "keep" and mode == "squeeze":
+        raise ValueError("head='pool' goes with mode='downscale' or mode='prune'")
+    graph = record(model, input_size)
+    proposal = _rehearsed(model, graph, chosen, request, config)
+    edits = tuple(proposal.edits)
+    if proposal.narrowing is not None:
+        edits = (proposal.narrowing.edit(), *edits)
+    skipped = tuple(sorted(proposal.skipped, key=lambda item: item.reason))
+    return Plan(edits, skipped, graph.input_shape, method, mode, importance, proposal.narrowing)
+
+
+def _rehearsed(model: nn.Module, graph: ModelGraph, method: Method, request: Request, config: Any) -> Proposal:
+    """The method's proposal, tried on a meta copy; what fails there is dropped with the reason.
+
+    Sites that need a block rewritten are tried one by one; a narrowing that breaks the forward is given up whole.
+    """
+    proposal: Proposal = method.plan(graph, request, config)
+    if proposal.narrowing is not None:
+        narrowed = apply(meta_copy(model), [proposal.narrowing.edit()])
+        try:
+            record(narrowed, graph.input_shape)
+        except TraceError as error:
+            raise TraceError(f"zeta={request.zeta!r} needs narrower layers, and the narrowed model fails: {error}") from error
+    kept: list[Edit] = []
+    for edit in proposal.edits:
+        if edit.arguments.get("erase"):
+            try:
+                apply(_narrowed(model, proposal), [*kept, edit])
+            except SurgeryError as error:
+                proposal.skipped.append(Skipped(edit.site, str(error)))
+                continue
+        kept.append(edit)
+    proposal.edits = kept
+    return proposal
+
+
+def _narrowed(model: nn.Module, proposal: Proposal) -> nn.Module:
+    copied = meta_copy(model)
+    return copied if proposal.narrowing is None else apply(copied, [proposal.narrowing.edit()])

@@ -1,0 +1,71 @@
+"""How the norm and activation behind a replaced convolution go away."""
+
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from surgery.graph import ModelGraph
+from surgery.graph.dataflow import activation_name, back_to, non_negative, source
+from surgery.sites import Site
+
+
+@dataclass
+class Removal:
+    """Modules to swap for nn.Identity, and, where that cannot do, (block, module after which, number of calls)."""
+
+    identity: list[str] = field(default_factory=list)
+    erase: list[str | int] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, object]:
+        return {"identity": self.identity, "erase": self.erase}
+
+
+def plan_removal(graph: ModelGraph, site: Site, keep_norm: bool = False) -> Removal:
+    """Decide how what follows a squeeze convolution is removed.
+
+    A module that runs once becomes nn.Identity. A shared or functional activation stays where it provably does
+    nothing (ReLU after a PiX of a non-negative map); else its calls are erased from the smallest enclosing block.
+    """
+    norm, act = site.after.norm, site.after.act
+    removal = Removal()
+    calls: list[fx.Node] = []
+    if norm is not None and (not keep_norm or norm is act):
+        name = norm.meta.get("module")
+        if name is not None and graph.called_once(name):
+            removal.identity.append(f"{name}.act" if keep_norm else name)
+        else:
+            calls.append(norm)
+    if act is not None and act is not norm and not _does_nothing(graph, site, act):
+        name = act.meta.get("module")
+        if name is not None and graph.called_once(name):
+            removal.identity.append(name)
+        else:
+            calls.append(act)
+    if calls:
+        removal.erase = _enclosing(site.name, calls)
+    return removal
+
+
+def _does_nothing(graph: ModelGraph, site: Site, act: fx.Node) -> bool:
+    """Whether an activation is the identity on any PiX of this site's input, and cannot be swapped away."""
+    module = act.meta.get("module")
+    if module is not None and graph.called_once(module):
+        return False
+    name = activation_name(graph, act)
+    if name == "relu6":
+        feeding = back_to(source(site.node), lambda n: n.meta.get("kind") == "act", frozenset({"identity", "pool"}))
+        return feeding is not None and activation_name(graph, feeding) == "relu6"
+    return name == "relu" and non_negative(graph, source(site.node))
+
+
+def _enclosing(site: str, calls: list[fx.Node]) -> list[str | int]:
+    """The smallest module that makes all the calls: its name, the convolution's name in it, how many calls."""
+    parts = site.split(".")[:-1]
+    for call in calls:
+        owner = call.meta["owner"].split(".") if call.meta["owner"] else []
+        shared = 0
+        while shared < min(len(parts), len(owner)) and parts[shared] == owner[shared]:
+            shared += 1
+        parts = parts[:shared]
+    block = ".".join(parts)
+    return [block, site[len(block) + 1 :] if block else site, len(calls)]
