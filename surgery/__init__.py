@@ -1,6 +1,10 @@
 """Model surgery for pretrained ConvNets: plan, convert, count, save, load."""
 
+from surgery.checkpoint import load, save
 from surgery.convert import convert
+from surgery.cost import Cost, cost
 from surgery.plan import Plan, plan
+from surgery.source import Source, create, register_builder
 
-__all__ = ["Plan", "convert", "plan"]
+__version__ = "0.1.0"
+__all__ = ["Cost", "Plan", "Source", "convert", "cost", "create", "load", "plan", "register_builder", "save"]

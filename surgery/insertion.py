@@ -92,7 +92,7 @@ def apply_pooled_head(model: nn.Module) -> None:
         SurgeryError: for a model without such a head.
     """
     features = getattr(model, "features", None)
-    last = next((m for m in reversed(list(features.modules())) if isinstance(m, nn.Conv2d)), None) if features else None
+    last = next((m for m in reversed(list(features.children())) if isinstance(m, nn.Conv2d)), None) if features else None
     linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
     if last is None or not linears:
         raise SurgeryError(f"head='pool' is for VGG-like models; {type(model).__name__} has no such head")

@@ -155,8 +155,8 @@ def non_negative(graph: ModelGraph, node: fx.Node, depth: int = 200) -> bool:
         return False
     if kind == "act" or (kind == "norm" and norm_has_activation(graph.modules.get(node.meta.get("module", ""), nn.Identity()))):
         return activation_name(graph, node) in _NON_NEGATIVE_ACTS
-    if kind == "pix":
-        return non_negative(graph, source(node), depth - 1)
+    if kind == "surgery":
+        return graph.modules[node.meta["module"]].keeps_sign is True and non_negative(graph, source(node), depth - 1)
     if kind == "mul" or kind in _KEEPS_SIGN:
         name = getattr(node.target, "__name__", "")
         tensors = node.all_input_nodes

@@ -4,7 +4,7 @@ import torchvision
 from timm.layers import BlurPool2d, DropBlock2d, DropPath
 from torch import nn
 
-from surgery.layers import PiX
+from surgery.layers import SurgeryLayer
 
 NORMS = (
     nn.modules.batchnorm._NormBase,
@@ -59,7 +59,7 @@ def norm_has_activation(module: nn.Module) -> bool:
 def module_kind(module: nn.Module, same_shape: bool) -> str:
     """Kind of a leaf module; ``same_shape`` tells whether its output has its input's shape."""
     tables: list[tuple[tuple[type, ...], str]] = [
-        ((PiX,), "pix"),
+        ((SurgeryLayer,), "surgery"),
         ((nn.Conv2d,), "conv"),
         ((nn.Linear,), "linear"),
         (NORMS, "norm"),

@@ -6,7 +6,9 @@ and needs no second pass for shapes; ``docs/design.md`` has the measurements. A 
 recorded on real zeros instead.
 """
 
+import contextlib
 import copy
+import logging
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from surgery.errors import TraceError
 from surgery.graph.kinds import function_kind, is_norm, module_kind
-from surgery.layers import PiX
+from surgery.layers import SurgeryLayer
 
 FALLBACK_SIZES = (224, 32)
 
@@ -88,9 +90,20 @@ def record(model: nn.Module, input_size: Sequence[int] | None = None) -> ModelGr
 
 
 def _record_fake(model: nn.Module, shape: tuple[int, ...]) -> ModelGraph:
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with _quiet_fakes(), FakeTensorMode(allow_non_fake_inputs=True):
         skeleton = _with_tensors(model, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype))
         return _run(model, skeleton, torch.empty((1, *shape), dtype=_float_dtype(model)), shape)
+
+
+@contextlib.contextmanager
+def _quiet_fakes() -> Iterator[None]:
+    """Fake tensors log an error besides raising it; the exception alone is what ``record`` reports."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
 
 
 def _record_real(model: nn.Module, shape: tuple[int, ...]) -> ModelGraph:
@@ -131,7 +144,7 @@ def _run(model: nn.Module, skeleton: nn.Module, image: Tensor, shape: tuple[int,
 
 
 def _is_leaf(name: str, module: nn.Module) -> bool:
-    if isinstance(module, PiX) or is_norm(module):
+    if isinstance(module, SurgeryLayer) or is_norm(module):
         return True
     return name != "" and next(module.children(), None) is None
 

@@ -7,7 +7,7 @@ from torch import fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
 from surgery.errors import SurgeryError
-from surgery.layers import PiX
+from surgery.layers import SurgeryLayer
 
 
 def trace_block(block: nn.Module) -> fx.Graph:
@@ -20,7 +20,7 @@ def trace_block(block: nn.Module) -> fx.Graph:
     for training in (True, False):
         probe = copy.copy(block)
         probe.training = training
-        leaves = [*get_notrace_modules(), PiX]
+        leaves = [*get_notrace_modules(), SurgeryLayer]
         try:
             graphs.append(NodePathTracer(leaf_modules=leaves, autowrap_functions=get_notrace_functions()).trace(probe))
         except Exception as error:  # a traced forward may raise anything

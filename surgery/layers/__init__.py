@@ -2,5 +2,6 @@
 
 from surgery.layers.pix import PiX
 from surgery.layers.squeezed_conv import SqueezedConv2d
+from surgery.layers.surgery_layer import OpCost, SurgeryLayer
 
-__all__ = ["PiX", "SqueezedConv2d"]
+__all__ = ["OpCost", "PiX", "SqueezedConv2d", "SurgeryLayer"]

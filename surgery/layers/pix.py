@@ -6,12 +6,13 @@ from torch import Tensor, nn
 
 from surgery import ops
 from surgery.errors import check_choice
+from surgery.layers.surgery_layer import OpCost, SurgeryLayer
 from surgery.ops import reference
 
 STANDARDISED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
 
 
-class PiX(nn.Module):
+class PiX(SurgeryLayer):
     """Pick-or-Mix: each output channel is p · max or p · mean of its subset of input channels.
 
     Parameters carry the names and shapes of the convolution that the layer replaces (``weight`` (C_out, C, 1, 1),
@@ -35,6 +36,8 @@ class PiX(nn.Module):
     Raises:
         ValueError: for a choice that is not listed, or C_out > C.
     """
+
+    keeps_sign = True
 
     def __init__(
         self,
@@ -112,6 +115,19 @@ class PiX(nn.Module):
         logits = self.predictor_norm(F.conv2d(x.mean((2, 3), keepdim=True), weight, self.bias))
         p = reference.activate(logits.flatten(1), self.activation)
         return ops.pix_fuse(x, p, tau=self.tau, fusion=self.fusion, operator=self.operator, stride=self.stride)
+
+    def cost(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> OpCost:
+        """PiX supplement D.4 (with C.6's ζ − 1): pooling, predictor, activation, fusion on the strided grid."""
+        channels, pixels = in_shape[1], in_shape[2] * in_shape[3]
+        out, out_pixels = out_shape[1], out_shape[2] * out_shape[3]
+        predictor = channels * out
+        reductions = 2 if self.fusion == "weighted" else 1
+        flops = channels * pixels + predictor + 4 * out + reductions * (channels - out) * out_pixels
+        if self.predictor_norm is not None:
+            flops += 4 * out
+        if self.input_norm is not None:
+            flops += 4 * channels * pixels
+        return OpCost(predictor, flops, channels + out + out * out_pixels)
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, tau={self.tau}, fusion={self.fusion}, operator={self.operator}"
