@@ -1,0 +1,51 @@
+#!/usr/bin/env python3
+"""Convert a network and fine-tune it until its accuracy is back.
+
+    python finetune.py                                   recipes/quickstart.yaml: minutes on two CPU cores, no download
+    python finetune.py RECIPE [key=value ...]            another recipe, with settings changed: finetune.epochs=5
+
+The recipe's output folder receives m.safetensors, results.json and curve.png. After Ctrl-C the same command goes on
+from the last whole epoch; fresh=true starts over. Every key is described in surgery/training/recipe.py.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, run, report; returns the exit status (2: bad recipe or model, 130: interrupted)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", nargs="?", default=str(QUICKSTART), help="a YAML file (default: %(default)s)")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace the recipe's")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
+    given = parser.parse_args(arguments)
+    if "=" in given.recipe and not Path(given.recipe).exists():
+        given.recipe, given.settings = str(QUICKSTART), [given.recipe, *given.settings]
+
+    import yaml
+
+    from surgery.errors import SurgeryError
+    from surgery.training import load_recipe, run
+    from surgery.training.recipe import RecipeError
+    from surgery.training.trainer import NonFiniteLossError
+
+    try:
+        recipe = load_recipe(given.recipe, given.settings)
+        if given.dry_run:
+            print(yaml.safe_dump(recipe.to_dict(), sort_keys=False), end="")
+            return 0
+        run(recipe)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last whole epoch", file=sys.stderr)
+        return 130
+    except (RecipeError, SurgeryError, NonFiniteLossError, ValueError, TypeError, OSError) as error:
+        print(f"finetune.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""Recipes: nested settings read from YAML and ``key=value`` arguments, checked before anything starts."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from surgery.errors import check_choice
+
+
+class RecipeError(ValueError):
+    """A recipe with an unknown key, a wrong type or a combination that cannot be."""
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """``name`` of a data set (``digits``), image size and batch size, and timm's augmentation of training images."""
+
+    name: str = "digits"
+    image_size: int = 32
+    batch_size: int = 64
+    workers: int = 0
+    scale: tuple[float, float] = (0.8, 1.0)
+    hflip: float = 0.0
+    color_jitter: float = 0.0
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The network: ``name`` as for ``surgery.create`` with its ``kwargs``; ``checkpoint`` is a file of surgery.save."""
+
+    name: str = "timm/resnet26"
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class SurgerySettings:
+    """Arguments of ``surgery.convert``; ``options`` holds its further ones (include, tau, …)."""
+
+    method: str = "pix"
+    zeta: int | None = None
+    mode: str = "squeeze"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """One training: timm's optimiser and scheduler by name, mixup, EMA, and distillation from the original.
+
+    ``distill_weight`` is the share of the loss that comes from the teacher's logits (0: labels only).
+    """
+
+    epochs: int = 10
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    scheduler: str = "cosine"
+    warmup_epochs: int = 1
+    smoothing: float = 0.0
+    mixup: float = 0.0
+    ema_decay: float = 0.0
+    clip_grad: float = 0.0
+    distill_weight: float = 0.0
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole job. ``output`` is its folder, ``fresh`` starts over, ``precision`` is Accelerate's (no, fp16, bf16)."""
+
+    output: str = "runs/quickstart"
+    seed: int = 0
+    precision: str = "no"
+    threads: int = 0
+    fresh: bool = False
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    baseline: TrainSettings = field(default_factory=TrainSettings)
+    surgery: SurgerySettings = field(default_factory=SurgerySettings)
+    finetune: TrainSettings = field(default_factory=TrainSettings)
+
+    def __post_init__(self) -> None:
+        for name, settings in (("baseline", self.baseline), ("finetune", self.finetune)):
+            if settings.epochs < 1:
+                raise RecipeError(f"{name}.epochs={settings.epochs}: at least 1 is needed")
+            if settings.lr <= 0:
+                raise RecipeError(f"{name}.lr={settings.lr}: a number above 0 is needed")
+            if not 0 <= settings.distill_weight <= 1:
+                raise RecipeError(f"{name}.distill_weight={settings.distill_weight}: a share from 0 to 1 is needed")
+            if settings.mixup and settings.distill_weight == 1:
+                raise RecipeError(f"{name}: mixup mixes labels, and distill_weight=1 uses none; set one of them to 0")
+        if self.baseline.distill_weight:
+            raise RecipeError("baseline.distill_weight: the baseline has no teacher; 0 is needed")
+        if self.data.batch_size < 2 or self.data.image_size < 8:
+            raise RecipeError(f"data: batch_size >= 2 and image_size >= 8 are needed, got {self.data}")
+        try:
+            check_choice("precision", self.precision, ("no", "fp16", "bf16"))
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe file and apply ``key=value`` arguments (dotted keys, YAML values: ``finetune.lr=0.01``).
+
+    Raises:
+        FileNotFoundError: no such file.
+        RecipeError: naming the key, its value and what would be accepted.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: a mapping of recipe keys is needed, found {type(values).__name__}")
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise RecipeError(f"{override!r}: key=value is needed, such as finetune.epochs=5")
+        _set(values, key.split("."), yaml.safe_load(text), override)
+    return _build(Recipe, values, "")
+
+
+def _set(values: dict[str, Any], path: list[str], value: Any, override: str) -> None:
+    for key in path[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise RecipeError(f"{override!r}: {key!r} is a value, not a group of keys")
+    values[path[-1]] = value
+
+
+def _build(cls: type, values: Any, prefix: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"{prefix.rstrip('.')}={values!r}: a group of keys is needed")
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        try:
+            check_choice("recipe key", key, hints)
+        except ValueError as error:
+            raise RecipeError(f"in {prefix.rstrip('.') or 'the recipe'}: {error}") from None
+    return cls(**{key: _checked(hints[key], value, prefix + key) for key, value in values.items()})
+
+
+def _checked(hint: Any, value: Any, key: str) -> Any:
+    """The value as its declared type; raises RecipeError otherwise."""
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, key + ".")
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        kind = typing.get_origin(option) or option
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if kind is float and isinstance(value, str) and _is_number(value):
+            return float(value)  # YAML reads 1e-3 as a string
+        if kind is tuple and isinstance(value, list) and len(value) == len(typing.get_args(option)):
+            return tuple(_checked(float, item, key) for item in value)
+        if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
+            return value
+    raise RecipeError(f"{key}={value!r}: {getattr(hint, '__name__', hint)} is needed, not {type(value).__name__}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
