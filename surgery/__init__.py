@@ -1,5 +1,6 @@
 """Model surgery for pretrained ConvNets: plan, convert, count, save, load."""
 
+from surgery import checkpoint
 from surgery.checkpoint import load, save
 from surgery.convert import convert
 from surgery.cost import Cost, cost

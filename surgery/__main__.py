@@ -1,0 +1,159 @@
+"""The command line: ``python -m surgery plan|convert|cost|load-check NAME``."""
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import surgery
+from surgery.errors import SurgeryError
+from surgery.methods import methods
+from surgery.request import HEADS, MODES, PROJECTIONS
+from surgery.table import si, table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status (0, or 2 with one line on stderr)."""
+    given = _parser().parse_args(arguments)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            print(given.run(given))
+    except (SurgeryError, ValueError, TypeError, OSError) as error:
+        print(f"surgery: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m surgery",
+        description="Plan, carry out, count and check model surgery.",
+        epilog="NAME is a timm model (resnet50), torchvision/NAME, or a file that surgery wrote.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    plan = commands.add_parser("plan", help="what would change and why, and why not the rest")
+    convert = commands.add_parser("convert", help="convert a model and write it to one safetensors file")
+    for command, run in ((plan, _plan), (convert, _convert)):
+        _add_model(command)
+        _add_surgery(command)
+        command.set_defaults(run=run)
+    convert.add_argument("--out", required=True, metavar="FILE", help="the safetensors file to write")
+    convert.add_argument("--strict", action="store_true", help="fail where there is nothing to convert")
+    cost = commands.add_parser("cost", help="MACs, FLOPs, parameters and memory, in total and per site")
+    _add_model(cost)
+    cost.set_defaults(run=_cost)
+    check = commands.add_parser("load-check", help="load a file and say what it holds; fails where anything is wrong")
+    check.add_argument("name", metavar="FILE")
+    check.set_defaults(run=_load_check)
+    return parser
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", metavar="NAME", help="timm name, torchvision/NAME, or a file written by surgery")
+    command.add_argument("--kwargs", type=_json, default={}, metavar="JSON", help='builder arguments: \'{"num_classes": 10}\'')
+    command.add_argument("--pretrained", action="store_true", help="with the builder's pretrained weights (a download)")
+    command.add_argument("--input-size", type=_size, metavar="C,H,W", help="image size to record with (default: the model's)")
+
+
+def _add_surgery(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--method", default="pix", help=f"one of: {', '.join(methods())} (default: pix)")
+    command.add_argument("--zeta", type=_zeta, help="dominating ratio, such as 4, or per pattern: layer3=8,layer4=8")
+    command.add_argument("--mode", default="squeeze", help=f"one of: {', '.join(MODES)} (default: squeeze)")
+    command.add_argument("--include", action="append", default=[], metavar="PATTERN", help="only these sites (repeatable)")
+    command.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help="not these sites (repeatable)")
+    command.add_argument("--insert", action="append", default=[], metavar="PATTERN", help="insert before these (repeatable)")
+    command.add_argument("--projections", default="residual", help=f"one of: {', '.join(PROJECTIONS)} (default: residual)")
+    command.add_argument("--equal-width", action="store_true", default=None, help="include heads that keep the width")
+    command.add_argument("--head", default="keep", help=f"one of: {', '.join(HEADS)} (pool: for VGG)")
+    command.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the method: tau=0.5")
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r}: a JSON object is needed")
+    return value
+
+
+def _size(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: C,H,W such as 3,224,224 is needed") from None
+
+
+def _number(text: str) -> Any:
+    """A JSON value where the text is one, else the text; what it may be is for the library to say."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"True": True, "False": False}.get(text, text)
+
+
+def _zeta(text: str) -> Any:
+    if "=" not in text:
+        return _number(text)
+    return {pattern: _number(value) for pattern, _, value in (part.partition("=") for part in text.split(","))}
+
+
+def _model(given: argparse.Namespace) -> nn.Module:
+    looks_like_file = Path(given.name).suffix == ".safetensors" or Path(given.name).exists()
+    if looks_like_file:
+        return surgery.load(given.name)
+    return surgery.create(given.name, pretrained=given.pretrained, **given.kwargs)
+
+
+def _arguments(given: argparse.Namespace) -> dict[str, Any]:
+    options = {}
+    for option in given.option:
+        key, separator, value = option.partition("=")
+        if not separator:
+            raise ValueError(f"--option {option!r}: KEY=VALUE is needed, such as tau=0.5")
+        options[key] = _number(value)
+    names = ("zeta", "mode", "include", "exclude", "insert", "projections", "equal_width", "head", "input_size")
+    return {name: getattr(given, name) for name in names} | options
+
+
+def _plan(given: argparse.Namespace) -> str:
+    return str(surgery.plan(_model(given), given.method, **_arguments(given)))
+
+
+def _convert(given: argparse.Namespace) -> str:
+    model = _model(given)
+    before = surgery.cost(model, given.input_size)
+    converted = surgery.convert(model, given.method, inplace=True, strict=given.strict, **_arguments(given))
+    after = surgery.cost(converted, given.input_size)
+    surgery.save(converted, given.out, input_size=given.input_size)
+    rows = [(name, si(cost.macs), si(cost.params), si(cost.memory, "B")) for name, cost in (("before", before), ("after", after))]
+    size = si(Path(given.out).stat().st_size, "B")
+    return f"{table(('', 'MACs', 'params', 'memory'), rows, right=(1, 2, 3))}\nwrote {given.out} ({size})"
+
+
+def _cost(given: argparse.Namespace) -> str:
+    return str(surgery.cost(_model(given), given.input_size))
+
+
+def _load_check(given: argparse.Namespace) -> str:
+    manifest, tensors = surgery.checkpoint.read(given.name)
+    model = surgery.load(given.name)
+    source = surgery.Source(**manifest["source"])
+    versions = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
+    return (
+        f"{given.name}: sound\n  made from {source}; {len(manifest['edits'])} edits; {len(tensors)} tensors\n"
+        f"  written by {versions}\n  loads as {type(model).__name__} with {si(sum(p.numel() for p in model.parameters()))} parameters"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
