@@ -1,0 +1,79 @@
+import timm
+import torch
+from torch import nn
+
+from surgery.errors import TraceError
+from surgery.graph import record
+from tests.small_models import LooksAtValues, Net
+
+import pytest
+
+
+def kinds(model, **arguments):
+    return [node.meta.get("kind") for node in record(model, **arguments) if node.op != "output"]
+
+
+def test_records_calls_in_order_with_shapes():
+    graph = record(Net("module"), (3, 8, 8))
+    named = [(n.meta["module"], n.meta["shape"]) for n in graph if n.meta.get("module")]
+    assert named[:4] == [
+        ("stem", (1, 16, 8, 8)),
+        ("blocks.0.conv1", (1, 4, 8, 8)),
+        ("blocks.0.bn1", (1, 4, 8, 8)),
+        ("blocks.0.act1", (1, 4, 8, 8)),
+    ]
+    assert named[-1] == ("fc", (1, 5))
+
+
+def test_leaves_the_model_alone():
+    model = Net("module").train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    record(model)
+    assert model.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_in_place_operations_are_followed():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            y = self.conv(x)
+            y += 1
+            y.relu_()
+            y[:, :2] = 0
+            return y * 2
+
+    nodes = [n for n in record(InPlace(), (3, 4, 4)) if n.op != "output"]
+    assert [n.meta["kind"] for n in nodes] == ["input", "conv", "add", "act", "other", "mul"]
+    assert all(after.all_input_nodes[0] is before for before, after in zip(nodes, nodes[1:], strict=False))
+
+
+def test_a_forward_that_looks_at_values_is_recorded_too():
+    assert "conv" in kinds(LooksAtValues(), input_size=(3, 8, 8))
+
+
+def test_a_meta_model_is_recorded():
+    with torch.device("meta"):
+        model = timm.create_model("resnet18")
+    assert kinds(model).count("conv") == 20
+
+
+def test_sees_inside_blocks_that_tracers_treat_as_leaves():
+    with torch.device("meta"):
+        model = timm.create_model("nfnet_f0")
+    assert kinds(model).count("conv") == 81
+
+
+def test_wrong_size_is_one_clear_error():
+    with pytest.raises(TraceError, match=r"Net fails on an input of shape \(1, 4, 8, 8\).*input_size="):
+        record(Net("module"), (4, 8, 8))
+
+
+@pytest.mark.parametrize("size", [(3, 0, 8), (3, 8), (3.0, 8, 8)])
+def test_size_must_be_three_positive_ints(size):
+    with pytest.raises(ValueError, match="three positive ints"):
+        record(Net("module"), size)

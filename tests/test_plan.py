@@ -1,0 +1,94 @@
+import json
+
+import pytest
+import timm
+import torch
+
+import surgery
+from surgery.edit import Edit
+
+
+@pytest.fixture(scope="module")
+def resnet50():
+    with torch.device("meta"):
+        return timm.create_model("resnet50")
+
+
+def test_prints_sites_and_reasons(resnet50):
+    text = str(surgery.plan(resnet50, zeta=4))
+    assert "16 converted, 20 passed over" in text
+    assert "layer1.1.conv1  bottleneck head  256 → 64" in text
+    assert "expands 64 to 256 channels: " in text
+
+
+def test_small_zeta_never_widens_and_says_so(resnet50):
+    plan = surgery.plan(resnet50, zeta=2)
+    assert [e.channels for e in plan.sites] == [e.channels for e in surgery.plan(resnet50).sites]
+    assert "zeta=2 is below the network's 4" in plan.sites[1].note
+
+
+def test_zeta_by_pattern_narrows_there_only(resnet50):
+    channels = {e.site: e.channels for e in surgery.plan(resnet50, zeta={"layer3": 8}).sites}
+    assert channels["layer3.1.conv1"] == (1024, 128)
+    assert channels["layer2.1.conv1"] == (512, 128)
+
+
+def test_the_longest_pattern_decides(resnet50):
+    channels = {e.site: e.channels for e in surgery.plan(resnet50, zeta={"layer3": 8, "layer3.2*": 4}).sites}
+    assert (channels["layer3.1.conv1"], channels["layer3.2.conv1"]) == ((1024, 128), (1024, 256))
+
+
+def test_include_and_exclude(resnet50):
+    names = [e.site for e in surgery.plan(resnet50, include=["layer3", "layer4"], exclude="*.0.conv1").sites]
+    assert len(names) == 7
+    assert all(name.startswith(("layer3", "layer4")) and ".0." not in name for name in names)
+
+
+def test_equal_width_heads_only_where_the_network_narrows():
+    with torch.device("meta"):
+        regnet = timm.create_model("regnety_016")
+    assert surgery.plan(regnet).sites == ()
+    assert "narrows nowhere" in str(surgery.plan(regnet))
+    assert len(surgery.plan(regnet, equal_width=True).sites) == 23
+
+
+def test_projections_argument():
+    with torch.device("meta"):
+        mobilenet = timm.create_model("mobilenetv2_100")
+    counts = [len(surgery.plan(mobilenet, projections=p).sites) for p in ("residual", "all", "none")]
+    assert counts == [10, 17, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"zeta": 0}, ValueError, "zeta=0"),
+        ({"zeta": -1}, ValueError, "zeta=-1"),
+        ({"zeta": 2.5}, ValueError, "zeta=2.5"),
+        ({"zeta": float("nan")}, ValueError, "zeta=nan"),
+        ({"zeta": "x"}, TypeError, "zeta='x'"),
+        ({"zeta": True}, TypeError, "zeta=True"),
+        ({"zeta": {}}, ValueError, "zeta={}"),
+        ({"zeta": {"layer3": 0}}, ValueError, r"zeta\['layer3'\]=0"),
+        ({"zeta": {"layer9": 4}}, ValueError, "zeta pattern 'layer9' matches no site"),
+        ({"include": "nothing"}, ValueError, "include pattern 'nothing' matches no site"),
+        ({"exclude": ["nothing"]}, ValueError, "exclude pattern 'nothing' matches no site"),
+        ({"insert": "*"}, ValueError, "goes with mode='downscale'"),
+        ({"mode": "squeez"}, ValueError, "did you mean 'squeeze'"),
+        ({"mode": "downscale"}, ValueError, "needs a zeta"),
+        ({"projections": "some"}, ValueError, "projections='some'"),
+        ({"importance": "l7"}, ValueError, "importance='l7'"),
+        ({"head": "pool"}, ValueError, "goes with mode='downscale'"),
+        ({"tua": 0.5}, ValueError, "did you mean 'tau'"),
+        ({"method": "pixx"}, ValueError, "did you mean 'pix'"),
+        ({"method": "squeeze-conv"}, ValueError, "mode for method 'squeeze-conv'='squeeze'"),
+    ],
+)
+def test_bad_arguments_name_themselves(resnet50, arguments, error, message):
+    with pytest.raises(error, match=message):
+        surgery.plan(resnet50, **arguments)
+
+
+def test_edits_are_json(resnet50):
+    for edit in surgery.plan(resnet50, zeta=8).edits:
+        assert Edit.from_json(json.loads(json.dumps(edit.to_json()))) == edit
