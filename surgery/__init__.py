@@ -1,6 +1,6 @@
 """Model surgery for pretrained ConvNets: plan, convert, count, save, load."""
 
-from surgery import checkpoint
+from surgery import checkpoint, errors
 from surgery.checkpoint import load, save
 from surgery.convert import convert
 from surgery.cost import Cost, cost
@@ -8,4 +8,17 @@ from surgery.plan import Plan, plan
 from surgery.source import Source, create, register_builder
 
 __version__ = "0.1.0"
-__all__ = ["Cost", "Plan", "Source", "convert", "cost", "create", "load", "plan", "register_builder", "save"]
+__all__ = [
+    "Cost",
+    "Plan",
+    "Source",
+    "checkpoint",
+    "convert",
+    "cost",
+    "create",
+    "errors",
+    "load",
+    "plan",
+    "register_builder",
+    "save",
+]

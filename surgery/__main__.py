@@ -58,19 +58,31 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("name", metavar="NAME", help="timm name, torchvision/NAME, or a file written by surgery")
-    command.add_argument("--kwargs", type=_json, default={}, metavar="JSON", help='builder arguments: \'{"num_classes": 10}\'')
+    command.add_argument(
+        "--kwargs", type=_json, default={}, metavar="JSON", help="builder arguments: '{\"num_classes\": 10}'"
+    )
     command.add_argument("--pretrained", action="store_true", help="with the builder's pretrained weights (a download)")
-    command.add_argument("--input-size", type=_size, metavar="C,H,W", help="image size to record with (default: the model's)")
+    command.add_argument(
+        "--input-size", type=_size, metavar="C,H,W", help="image size to record with (default: the model's)"
+    )
 
 
 def _add_surgery(command: argparse.ArgumentParser) -> None:
     command.add_argument("--method", default="pix", help=f"one of: {', '.join(methods())} (default: pix)")
     command.add_argument("--zeta", type=_zeta, help="dominating ratio, such as 4, or per pattern: layer3=8,layer4=8")
     command.add_argument("--mode", default="squeeze", help=f"one of: {', '.join(MODES)} (default: squeeze)")
-    command.add_argument("--include", action="append", default=[], metavar="PATTERN", help="only these sites (repeatable)")
-    command.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help="not these sites (repeatable)")
-    command.add_argument("--insert", action="append", default=[], metavar="PATTERN", help="insert before these (repeatable)")
-    command.add_argument("--projections", default="residual", help=f"one of: {', '.join(PROJECTIONS)} (default: residual)")
+    command.add_argument(
+        "--include", action="append", default=[], metavar="PATTERN", help="only these sites (repeatable)"
+    )
+    command.add_argument(
+        "--exclude", action="append", default=[], metavar="PATTERN", help="not these sites (repeatable)"
+    )
+    command.add_argument(
+        "--insert", action="append", default=[], metavar="PATTERN", help="insert before these (repeatable)"
+    )
+    command.add_argument(
+        "--projections", default="residual", help=f"one of: {', '.join(PROJECTIONS)} (default: residual)"
+    )
     command.add_argument("--equal-width", action="store_true", default=None, help="include heads that keep the width")
     command.add_argument("--head", default="keep", help=f"one of: {', '.join(HEADS)} (pool: for VGG)")
     command.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the method: tau=0.5")
@@ -135,7 +147,10 @@ def _convert(given: argparse.Namespace) -> str:
     converted = surgery.convert(model, given.method, inplace=True, strict=given.strict, **_arguments(given))
     after = surgery.cost(converted, given.input_size)
     surgery.save(converted, given.out, input_size=given.input_size)
-    rows = [(name, si(cost.macs), si(cost.params), si(cost.memory, "B")) for name, cost in (("before", before), ("after", after))]
+    rows = [
+        (name, si(cost.macs), si(cost.params), si(cost.memory, "B"))
+        for name, cost in (("before", before), ("after", after))
+    ]
     size = si(Path(given.out).stat().st_size, "B")
     return f"{table(('', 'MACs', 'params', 'memory'), rows, right=(1, 2, 3))}\nwrote {given.out} ({size})"
 
@@ -151,7 +166,8 @@ def _load_check(given: argparse.Namespace) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
     return (
         f"{given.name}: sound\n  made from {source}; {len(manifest['edits'])} edits; {len(tensors)} tensors\n"
-        f"  written by {versions}\n  loads as {type(model).__name__} with {si(sum(p.numel() for p in model.parameters()))} parameters"
+        f"  written by {versions}\n"
+        f"  loads as {type(model).__name__} with {si(sum(p.numel() for p in model.parameters()))} parameters"
     )
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 
 def check_model(model: object, *, weights: bool = False) -> None:
@@ -22,21 +23,27 @@ def check_model(model: object, *, weights: bool = False) -> None:
         raise TypeError("model is compiled: convert model._orig_mod, then compile the result")
     for name, module in model.named_modules():
         if "quantized" in type(module).__module__.split(".") or "quantization" in type(module).__module__.split("."):
-            raise TypeError(f"model is quantised ({name or 'itself'} is a {type(module).__name__}): convert it before quantising")
+            raise TypeError(
+                f"model is quantised ({name or 'itself'} is a {type(module).__name__}): convert it before quantising"
+            )
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             raise ValueError(f"{name} is not initialised yet (a lazy module): run one forward first")
         if tensor.is_quantized:
             raise TypeError(f"model is quantised ({name} is {tensor.dtype}): convert it before quantising")
         if weights and tensor.is_meta:
-            raise ValueError(f"model is on the meta device ({name} has no data): give it weights first, to_empty() and load_state_dict()")
+            raise ValueError(
+                f"model is on the meta device ({name} has no data): give it weights first, by to_empty() and "
+                "load_state_dict()"
+            )
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside torch.compile and data-parallel wrappers."""
     while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(inner, nn.Module):
+            model = inner
         elif isinstance(model, DataParallel | DistributedDataParallel):
             model = model.module
         else:

@@ -110,7 +110,9 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{_name(path)} is not a whole safetensors file (cut or damaged?): {error}") from error
     if "surgery" not in metadata:
-        raise CheckpointError(f"{_name(path)} is a safetensors file without a surgery manifest: surgery.save did not write it")
+        raise CheckpointError(
+            f"{_name(path)} is a safetensors file without a surgery manifest: surgery.save did not write it"
+        )
     manifest = _manifest(path, metadata["surgery"])
     if metadata.get("sha256") != _digest(metadata["surgery"], tensors):
         raise CheckpointError(f"{_name(path)} is damaged: its digest is not that of its contents")
@@ -128,7 +130,9 @@ def _manifest(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
     if isinstance(schema, int) and schema > SCHEMA:
         raise CheckpointError(f"{_name(path)} has schema {schema}; this version reads up to {SCHEMA}: upgrade surgery")
     if schema != SCHEMA or set(manifest) != set(_KEYS):
-        raise CheckpointError(f"{_name(path)}: a manifest of schema {SCHEMA} has {', '.join(_KEYS)}; found {list(manifest or [])}")
+        raise CheckpointError(
+            f"{_name(path)}: a manifest of schema {SCHEMA} has {', '.join(_KEYS)}; found {list(manifest or [])}"
+        )
     for key, kind in _KEYS.items():
         if not isinstance(manifest[key], kind):
             raise CheckpointError(f"{_name(path)}: manifest {key} is {manifest[key]!r}; {kind.__name__} is needed")
@@ -150,7 +154,9 @@ def _fill(path: str | os.PathLike[str], model: nn.Module, tensors: dict[str, Ten
         raise CheckpointError(f"{_name(path)} does not fit its model: lacks {missing[:3]}, has besides {foreign[:3]}")
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
-            raise CheckpointError(f"{_name(path)}: {name!r} has shape {tuple(tensor.shape)}, {tuple(own[name].shape)} is needed")
+            raise CheckpointError(
+                f"{_name(path)}: {name!r} has shape {tuple(tensor.shape)}, {tuple(own[name].shape)} is needed"
+            )
         if tensor.is_floating_point() != own[name].is_floating_point():
             raise CheckpointError(f"{_name(path)}: {name!r} is {tensor.dtype}; a kind of {own[name].dtype} is needed")
     model.load_state_dict(tensors, strict=True, assign=True)
@@ -188,7 +194,7 @@ def _digest(manifest: str, tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
     return digest.hexdigest()
 
 

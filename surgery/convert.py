@@ -38,7 +38,9 @@ def convert(
     check_model(model, weights=True)
     decided = plan(model, method, **arguments)
     if not decided.edits:
-        message = f"{type(model).__name__} has no site for method {method!r} in mode {decided.mode!r}: nothing is converted"
+        message = (
+            f"{type(model).__name__} has no site for method {method!r} in mode {decided.mode!r}: nothing is converted"
+        )
         if strict:
             raise NoSitesError(f"{message}\n{decided}")
         warnings.warn(message, stacklevel=2)

@@ -93,7 +93,7 @@ def _site_costs(model: nn.Module, graph: ModelGraph, costs: dict[fx.Node, OpCost
         params = sum(_own_params(graph, node) for node in parts)
         rows[site.name] = SiteCost(site.name, site.role, spent.macs, spent.flops, params, spent.memory * width)
     for node, spent in costs.items():
-        name = node.meta.get("module")
+        name = str(node.meta.get("module"))
         if node.meta.get("kind") == "surgery" and (name in edited or name not in rows):
             kind = type(graph.modules[name]).__name__
             rows[name] = SiteCost(name, kind, spent.macs, spent.flops, _own_params(graph, node), spent.memory * width)

@@ -4,12 +4,10 @@ An edit is a pure function of (module, arguments): no data, no randomness that o
 is what lets ``load`` rebuild a network from the manifest on the meta device.
 """
 
-import copy
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from surgery.errors import SurgeryError
@@ -101,7 +99,9 @@ def checked_conv(model: nn.Module, edit: Edit) -> nn.Conv2d:
     conv: nn.Conv2d = submodule(model, edit.site, nn.Conv2d)
     if (conv.in_channels, conv.out_channels) != edit.channels:
         found = f"{conv.in_channels} → {conv.out_channels}"
-        raise SurgeryError(f"{edit.site!r} maps {found} channels; the plan says {edit.channels[0]} → {edit.channels[1]}")
+        raise SurgeryError(
+            f"{edit.site!r} maps {found} channels; the plan says {edit.channels[0]} → {edit.channels[1]}"
+        )
     return conv
 
 
@@ -117,28 +117,41 @@ def drop(model: nn.Module, names: Iterable[str]) -> None:
         replace(model, name, nn.Identity())
 
 
-def drop_calls(model: nn.Module, block_name: str, after: str, count: int) -> None:
-    """Rewrite the block as an fx.GraphModule without the ``count`` calls that follow its module ``after``.
+def drop_calls(model: nn.Module, block_name: str, conv: str, calls: list[list[Any]]) -> None:
+    """Rewrite the block as an fx.GraphModule without some calls that follow its convolution ``conv``.
 
     For activations (and norms) that no module swap can remove, because they are functional or shared.
 
+    Args:
+        calls: [n, name] each: the n-th call after the convolution, which must be the one of that name.
+
     Raises:
-        SurgeryError: the block cannot be traced, or traces differently in train and eval mode.
+        SurgeryError: the block cannot be traced, traces differently in train and eval mode, or holds other calls.
     """
+    if not block_name:
+        raise SurgeryError("the model's own forward holds a functional activation; put its blocks into modules")
     block = submodule(model, block_name)
     graph = trace_block(block)
-    call = next((n for n in graph.nodes if n.op == "call_module" and n.target == after), None)
-    for _ in range(count):
-        if call is None or len(call.users) != 1:
-            raise SurgeryError(f"{block_name!r}: the calls after {after!r} cannot be told apart")
-        following = next(iter(call.users))
-        following.replace_all_uses_with(call)
-        graph.erase_node(following)
-    rewritten = _as_graph_module(block, graph)
-    if block_name:
-        replace(model, block_name, rewritten)
-    else:
-        raise SurgeryError("the model's own forward holds a functional activation; wrap the block in a module")
+    node = next((n for n in graph.nodes if n.op == "call_module" and n.target == conv), None)
+    modules = dict(block.named_modules())
+    doomed = []
+    for step in range(1, max(n for n, _ in calls) + 1):
+        node = next(iter(node.users)) if node is not None and len(node.users) == 1 else None
+        doomed += [node for n, name in calls if n == step and node is not None and call_name(modules, node) == name]
+    if len(doomed) != len(calls):
+        raise SurgeryError(f"{block_name!r}: the calls after {conv!r} cannot be told apart in its traced forward")
+    for call in doomed:
+        call.replace_all_uses_with(call.all_input_nodes[0])
+        graph.erase_node(call)
+    replace(model, block_name, _as_graph_module(block, graph))
+
+
+def call_name(modules: dict[str, nn.Module], node: fx.Node) -> str:
+    """What a call is called, the same in a recorded and in a traced graph: a class's or a function's name."""
+    if node.op == "call_module":
+        module = modules.get(str(node.meta.get("module", node.target)))
+        return type(module).__name__
+    return getattr(node.target, "__name__", str(node.target)).strip("_")
 
 
 def _as_graph_module(block: nn.Module, graph: fx.Graph) -> fx.GraphModule:
@@ -150,12 +163,3 @@ def _as_graph_module(block: nn.Module, graph: fx.Graph) -> fx.GraphModule:
         if not name.startswith("_") and not hasattr(rewritten, name):
             setattr(rewritten, name, value)
     return rewritten
-
-
-def meta_copy(model: nn.Module) -> nn.Module:
-    """A copy of the model on the meta device, made without copying a weight."""
-    memo: dict[int, Any] = {}
-    for tensor in [*model.parameters(), *model.buffers()]:
-        fresh = torch.empty_like(tensor, device="meta")
-        memo[id(tensor)] = nn.Parameter(fresh, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fresh
-    return copy.deepcopy(model, memo)

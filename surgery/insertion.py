@@ -1,5 +1,6 @@
 """Inserting a channel squeeze before spatial convolutions (modes ``downscale`` and ``prune``)."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -82,7 +83,7 @@ def _sum_subsets(conv: nn.Conv2d, width: int) -> Tensor:
     if width == conv.in_channels:
         return conv.weight.clone()
     bounds = subset_bounds(conv.in_channels, width)
-    return torch.stack([conv.weight[:, low:high].sum(1) for low, high in zip(bounds, bounds[1:], strict=False)], 1)
+    return torch.stack([conv.weight[:, low:high].sum(1) for low, high in itertools.pairwise(bounds)], 1)
 
 
 def apply_pooled_head(model: nn.Module) -> None:
@@ -92,7 +93,9 @@ def apply_pooled_head(model: nn.Module) -> None:
         SurgeryError: for a model without such a head.
     """
     features = getattr(model, "features", None)
-    last = next((m for m in reversed(list(features.children())) if isinstance(m, nn.Conv2d)), None) if features else None
+    last = (
+        next((m for m in reversed(list(features.children())) if isinstance(m, nn.Conv2d)), None) if features else None
+    )
     linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
     if last is None or not linears:
         raise SurgeryError(f"head='pool' is for VGG-like models; {type(model).__name__} has no such head")
@@ -101,7 +104,7 @@ def apply_pooled_head(model: nn.Module) -> None:
         fc = linears[-1]
         model.pre_logits = nn.Identity()
         model.head.fc = _like(nn.Linear(width, fc.out_features), fc)
-        model.head_hidden_size = width
+        setattr(model, "head_hidden_size", width)  # noqa: B010 (nn.Module types every attribute as a module)
         return
     if isinstance(getattr(model, "classifier", None), nn.Sequential) and isinstance(
         getattr(model, "avgpool", None), nn.AdaptiveAvgPool2d

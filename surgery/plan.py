@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 
 from surgery.checked_model import check_model
-from surgery.edit import Edit, apply, meta_copy
+from surgery.edit import Edit, apply
 from surgery.errors import SurgeryError, TraceError, check_choice
 from surgery.graph import ModelGraph, record
+from surgery.graph.skeleton import meta_copy
 from surgery.methods.registry import Method, Proposal, configure, method_named
 from surgery.narrow import Narrowing
 from surgery.request import Request, Zeta
@@ -43,7 +44,13 @@ class Plan:
 
     def __str__(self) -> str:
         rows = [
-            (edit.site, edit.role, f"{edit.channels[0]} → {edit.channels[1]}", f"{edit.channels[0] / edit.channels[1]:.3g}", edit.note)
+            (
+                edit.site,
+                edit.role,
+                f"{edit.channels[0]} → {edit.channels[1]}",
+                f"{edit.channels[0] / edit.channels[1]:.3g}",
+                edit.note,
+            )
             for edit in self.sites
         ]
         lines = [f"{self.method}, mode {self.mode}, recorded at {'×'.join(map(str, self.input_size))}"]
@@ -100,7 +107,15 @@ def plan(
     config = configure(chosen, options)
     check_choice(f"mode for method {method!r}", mode, chosen.modes)
     request = Request(
-        zeta, mode, include, exclude, insert, projections, equal_width, head, importance  # type: ignore[arg-type]
+        zeta,
+        mode,
+        include,
+        exclude,
+        insert,
+        projections,
+        equal_width,
+        head,
+        importance,
     )
     if head != "keep" and mode == "squeeze":
         raise ValueError("head='pool' goes with mode='downscale' or mode='prune'")
@@ -124,7 +139,9 @@ def _rehearsed(model: nn.Module, graph: ModelGraph, method: Method, request: Req
         try:
             record(narrowed, graph.input_shape)
         except TraceError as error:
-            raise TraceError(f"zeta={request.zeta!r} needs narrower layers, and the narrowed model fails: {error}") from error
+            raise TraceError(
+                f"zeta={request.zeta!r} needs narrower layers, and the narrowed model fails: {error}"
+            ) from error
     kept: list[Edit] = []
     for edit in proposal.edits:
         if edit.arguments.get("erase"):

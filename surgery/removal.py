@@ -1,9 +1,11 @@
 """How the norm and activation behind a replaced convolution go away."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import fx
 
+from surgery.edit import call_name
 from surgery.graph import ModelGraph
 from surgery.graph.dataflow import activation_name, back_to, non_negative, source
 from surgery.sites import Site
@@ -11,10 +13,15 @@ from surgery.sites import Site
 
 @dataclass
 class Removal:
-    """Modules to swap for nn.Identity, and, where that cannot do, (block, module after which, number of calls)."""
+    """How calls go away.
+
+    Attributes:
+        identity: modules to swap for nn.Identity.
+        erase: where that cannot do, [block, convolution in it, [[n, name], …]]: the n-th call after the convolution.
+    """
 
     identity: list[str] = field(default_factory=list)
-    erase: list[str | int] = field(default_factory=list)
+    erase: list[Any] = field(default_factory=list)
 
     def to_json(self) -> dict[str, object]:
         return {"identity": self.identity, "erase": self.erase}
@@ -42,7 +49,7 @@ def plan_removal(graph: ModelGraph, site: Site, keep_norm: bool = False) -> Remo
         else:
             calls.append(act)
     if calls:
-        removal.erase = _enclosing(site.name, calls)
+        removal.erase = _enclosing(graph, site, calls)
     return removal
 
 
@@ -58,9 +65,9 @@ def _does_nothing(graph: ModelGraph, site: Site, act: fx.Node) -> bool:
     return name == "relu" and non_negative(graph, source(site.node))
 
 
-def _enclosing(site: str, calls: list[fx.Node]) -> list[str | int]:
-    """The smallest module that makes all the calls: its name, the convolution's name in it, how many calls."""
-    parts = site.split(".")[:-1]
+def _enclosing(graph: ModelGraph, site: Site, calls: list[fx.Node]) -> list[Any]:
+    """The smallest module that makes all the calls, the convolution's name in it, and which calls they are."""
+    parts = site.name.split(".")[:-1]
     for call in calls:
         owner = call.meta["owner"].split(".") if call.meta["owner"] else []
         shared = 0
@@ -68,4 +75,14 @@ def _enclosing(site: str, calls: list[fx.Node]) -> list[str | int]:
             shared += 1
         parts = parts[:shared]
     block = ".".join(parts)
-    return [block, site[len(block) + 1 :] if block else site, len(calls)]
+    inside = site.name[len(block) + 1 :] if block else site.name
+    return [block, inside, [[_steps(site.node, call), call_name(graph.modules, call)] for call in calls]]
+
+
+def _steps(conv: fx.Node, call: fx.Node) -> int:
+    """How many calls after the convolution this one comes, along its only users."""
+    steps, node = 0, conv
+    while node is not call:
+        node = next(iter(node.users))
+        steps += 1
+    return steps

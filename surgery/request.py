@@ -23,9 +23,9 @@ class Request:
 
     zeta: Zeta = None
     mode: str = "squeeze"
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    insert: tuple[str, ...] = ()
+    include: str | Iterable[str] = ()
+    exclude: str | Iterable[str] = ()
+    insert: str | Iterable[str] = ()
     projections: str = "residual"
     equal_width: bool | None = None
     head: str = "keep"

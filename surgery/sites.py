@@ -20,7 +20,12 @@ from surgery.graph.dataflow import (
 )
 from surgery.layers.pix import STANDARDISED
 
-HEAD, PROJECTION, TRANSITION, SPATIAL = "bottleneck head", "inverted projection", "transition projection", "spatial conv"
+HEAD, PROJECTION, TRANSITION, SPATIAL = (
+    "bottleneck head",
+    "inverted projection",
+    "transition projection",
+    "spatial conv",
+)
 _TO_DEPTHWISE = frozenset({"norm", "act", "identity", "mul", "pad"})
 _TO_PRODUCER = frozenset({"norm", "act", "identity", "pad"})
 

@@ -1,8 +1,10 @@
 """How a model is made again: a builder's name and its keyword arguments, never code."""
 
+import difflib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import timm
@@ -10,9 +12,10 @@ import torch
 import torchvision
 from torch import nn
 
-from surgery.edit import apply, history, meta_copy
+from surgery.edit import apply, history
 from surgery.errors import SourceError, SurgeryError, check_choice
 from surgery.graph import record
+from surgery.graph.skeleton import meta_copy
 
 Builder = Callable[..., nn.Module]
 _BUILDERS: dict[str, Builder] = {}
@@ -78,8 +81,6 @@ def parse_source(text: str, kwargs: dict[str, Any] | None = None) -> Source:
     try:
         check_choice(f"{builder} model", name.split(".")[0], known)
     except ValueError:
-        import difflib
-
         near = difflib.get_close_matches(name, known, 3)
         hint = f"; near are {', '.join(near)}" if near else ""
         raise SourceError(f"there is no model {text!r} in {builder} (which has {len(known)}){hint}") from None
@@ -114,7 +115,9 @@ def build(source: Source, *, pretrained: bool = False) -> nn.Module:
         function = _BUILDERS.get(source.builder)
         if function is None:
             known = ", ".join(["timm", "torchvision", *_BUILDERS])
-            raise SourceError(f"builder {source.builder!r} is not registered here (known: {known}); import what registers it")
+            raise SourceError(
+                f"builder {source.builder!r} is not registered here (known: {known}); import what registers it"
+            )
         return function(**source.kwargs)
     except (TypeError, ValueError, RuntimeError) as error:
         raise SourceError(f"{source} cannot be built: {error}") from error
@@ -136,12 +139,11 @@ def find_source(model: nn.Module, given: Source | None = None, input_size: tuple
         SourceError: nothing that can be inferred gives this network; names the first difference.
     """
     remembered = getattr(model, MEMORY, None)
-    first = given or remembered
-    candidates = [first] if first is not None else list(_candidates(model))
+    candidates = [given] if given else [*([remembered] if remembered else []), *_candidates(model)]
     if not candidates:
         raise SourceError(
-            f"how this {type(model).__name__} was made is not known: pass source='timm/NAME' or 'torchvision/NAME' with "
-            "kwargs={...}, or the name of a builder made known by surgery.register_builder"
+            f"how this {type(model).__name__} was made is not known: pass source='timm/NAME' or 'torchvision/NAME' "
+            "with kwargs={...}, or the name of a builder made known by surgery.register_builder"
         )
     wanted = _tensors(model)
     differences = []
@@ -151,7 +153,9 @@ def find_source(model: nn.Module, given: Source | None = None, input_size: tuple
             return candidate
         differences.append(f"{candidate}: {difference}")
     shown = "; ".join(differences[:2])
-    raise SourceError(f"rebuilding gives another network ({shown}). Pass source= and the kwargs={{...}} it was made with")
+    raise SourceError(
+        f"rebuilding gives another network ({shown}). Pass source= and the kwargs={{...}} it was made with"
+    )
 
 
 def _candidates(model: nn.Module) -> Iterator[Source]:
@@ -205,7 +209,7 @@ def _difference(
     for name in [*wanted, *found]:
         if wanted.get(name) != found.get(name):
             return f"{name!r} has shape {found.get(name)}, the model's {wanted.get(name)}"
-    for one, two in zip(_signature(rebuilt, input_size), _signature(model, input_size), strict=False):
+    for one, two in zip_longest(_signature(rebuilt, input_size), _signature(model, input_size)):
         if one != two:
             return f"it computes {one}, the model {two}"
     return ""

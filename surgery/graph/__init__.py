@@ -1,5 +1,5 @@
 """Models as torch.fx graphs with shapes; nothing above this package touches fx details of its own making."""
 
-from surgery.graph.record import ModelGraph, record
+from surgery.graph.recorder import ModelGraph, record
 
 __all__ = ["ModelGraph", "record"]

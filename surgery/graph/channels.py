@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 
 from surgery.graph.dataflow import conv_spec
-from surgery.graph.record import ModelGraph
+from surgery.graph.recorder import ModelGraph
 
 _TIED = frozenset({"act", "identity", "pool", "global_pool", "pad", "upsample", "norm"})
 
@@ -125,15 +125,19 @@ class _Walker:
                 return self._unknown(node, inputs)
             assert name is not None
             self.channels.reads[name] = self.of[source]
-        elif module is not None and any(p.numel() > 1 for p in module.parameters()):
-            return self._unknown(node, inputs)
-        elif node.meta["kind"] == "reshape" and len(node.meta["shape"]) > 2 < len(source.meta["shape"]):
+        elif (module is not None and any(p.numel() > 1 for p in module.parameters())) or (
+            node.meta["kind"] == "reshape" and len(node.meta["shape"]) > 2 < len(source.meta["shape"])
+        ):
             return self._unknown(node, inputs)
         return self.of[source]
 
     def _joined(self, node: fx.Node, inputs: list[fx.Node]) -> list[Group]:
         width = node.meta["shape"][1]
-        full = [s for s in inputs if s.meta["shape"] is not None and len(s.meta["shape"]) > 1 and s.meta["shape"][1] == width]
+        full = [
+            s
+            for s in inputs
+            if s.meta["shape"] is not None and len(s.meta["shape"]) > 1 and s.meta["shape"][1] == width
+        ]
         others = [s for s in inputs if s not in full and math.prod(s.meta["shape"] or (0,)) != 1]
         others = [s for s in others if len(s.meta["shape"] or ()) != 4 or s.meta["shape"][1] != 1]
         if others or not full or any(s.meta["kind"] == "attribute" for s in full):

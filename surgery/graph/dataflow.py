@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from surgery.graph.kinds import norm_has_activation
-from surgery.graph.record import ModelGraph
+from surgery.graph.recorder import ModelGraph
 
 THROUGH = frozenset({"identity", "pad"})
 _NON_NEGATIVE_ACTS = {"relu", "relu6", "sigmoid", "hardsigmoid"}
-_KEEPS_SIGN = frozenset({"identity", "pool", "global_pool", "pad", "upsample", "reshape", "add", "cat", "split", "item"})
+_KEEPS_SIGN = frozenset(
+    {"identity", "pool", "global_pool", "pad", "upsample", "reshape", "add", "cat", "split", "item"}
+)
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,14 @@ def conv_spec(graph: ModelGraph, node: fx.Node) -> ConvSpec:
             conv.groups,
             conv.padding not in (0, (0, 0), "valid"),
         )
-    arguments = dict(zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), node.args, strict=False))
+    arguments = dict(
+        zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), node.args, strict=False)
+    )
     arguments.update(node.kwargs)
     weight = arguments["weight"]
     in_channels, out_channels = source(node).meta["shape"][1], node.meta["shape"][1]
-    groups = int(arguments.get("groups") or 1)
+    given = arguments.get("groups")
+    groups = given if isinstance(given, int) else 1
     kernel = weight.meta["shape"][2:] if isinstance(weight, fx.Node) else (0, 0)
     padded = arguments.get("padding", 0) not in (0, (0, 0), [0, 0], "valid")
     return ConvSpec(in_channels, out_channels, _pair(kernel), _pair(arguments.get("stride", 1)), groups, padded)
@@ -153,7 +158,9 @@ def non_negative(graph: ModelGraph, node: fx.Node, depth: int = 200) -> bool:
     kind = node.meta.get("kind")
     if depth == 0:
         return False
-    if kind == "act" or (kind == "norm" and norm_has_activation(graph.modules.get(node.meta.get("module", ""), nn.Identity()))):
+    if kind == "act" or (
+        kind == "norm" and norm_has_activation(graph.modules.get(node.meta.get("module", ""), nn.Identity()))
+    ):
         return activation_name(graph, node) in _NON_NEGATIVE_ACTS
     if kind == "surgery":
         return graph.modules[node.meta["module"]].keeps_sign is True and non_negative(graph, source(node), depth - 1)

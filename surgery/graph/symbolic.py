@@ -1,12 +1,11 @@
 """Symbolic tracing of one block, for the rare edit that must rewrite a forward."""
 
-import copy
-
 from timm.layers import get_notrace_functions, get_notrace_modules
 from torch import fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
 from surgery.errors import SurgeryError
+from surgery.graph.skeleton import meta_copy
 from surgery.layers import SurgeryLayer
 
 
@@ -18,8 +17,7 @@ def trace_block(block: nn.Module) -> fx.Graph:
     """
     graphs = []
     for training in (True, False):
-        probe = copy.copy(block)
-        probe.training = training
+        probe = meta_copy(block).train(training)
         leaves = [*get_notrace_modules(), SurgeryLayer]
         try:
             graphs.append(NodePathTracer(leaf_modules=leaves, autowrap_functions=get_notrace_functions()).trace(probe))

@@ -38,6 +38,9 @@ class PiX(SurgeryLayer):
     """
 
     keeps_sign = True
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    gain: nn.Parameter | None
 
     def __init__(
         self,
@@ -62,9 +65,9 @@ class PiX(SurgeryLayer):
         self.tau, self.fusion, self.operator, self.activation = float(tau), fusion, operator, activation
         self.standardize = standardize
         predictor = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
-        self.weight: nn.Parameter = predictor.weight
-        self.register_parameter("bias", predictor.bias)
-        self.gain: nn.Parameter | None = None
+        self.weight = nn.Parameter(predictor.weight.detach())
+        self.bias = nn.Parameter(predictor.bias.detach()) if predictor.bias is not None else None
+        self.gain = None
         self.predictor_norm = nn.BatchNorm2d(out_channels) if predictor_norm else None
         self.input_norm = nn.BatchNorm2d(in_channels) if input_norm else None
 
@@ -130,7 +133,9 @@ class PiX(SurgeryLayer):
         return OpCost(predictor, flops, channels + out + out * out_pixels)
 
     def extra_repr(self) -> str:
-        text = f"{self.in_channels}, {self.out_channels}, tau={self.tau}, fusion={self.fusion}, operator={self.operator}"
+        text = (
+            f"{self.in_channels}, {self.out_channels}, tau={self.tau}, fusion={self.fusion}, operator={self.operator}"
+        )
         text += f", activation={self.activation}, bias={self.bias is not None}"
         if self.stride != (1, 1):
             text += f", stride={self.stride}"

@@ -4,6 +4,7 @@ The baseline that PiX is compared with in FACS Table 4; converting the result wi
 turns those convolutions into PiX.
 """
 
+import itertools
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import ClassVar
@@ -45,7 +46,7 @@ class SqueezeConv:
         with torch.no_grad():
             squeeze.weight.zero_()
             bounds = subset_bounds(conv.in_channels, width)
-            for row, (low, high) in enumerate(zip(bounds, bounds[1:], strict=False)):
+            for row, (low, high) in enumerate(itertools.pairwise(bounds)):
                 squeeze.weight[row, low:high] = 1 / (high - low)
         parts = OrderedDict(conv=squeeze, norm=nn.BatchNorm2d(width), act=nn.ReLU(inplace=True))
         insert_before(model, edit, conv, nn.Sequential(parts), 1.0)

@@ -1,4 +1,4 @@
-"""The operators ``surgery::pix`` (a whole site) and ``surgery::pix_fuse`` (its last step), registered with torch.library.
+"""The operators ``surgery::pix`` (a whole site) and ``surgery::pix_fuse`` (its last step), through torch.library.
 
 Backends take their place by ``torch.ops.surgery.pix`` kernel registration; callers see only :func:`pix` and
 :func:`pix_fuse`. Both carry a fake kernel, an autograd formula made of differentiable operators, and the

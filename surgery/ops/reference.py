@@ -4,6 +4,7 @@ Source: Pick-or-Mix (PiX), Eq. 1-3, where ``zeta`` (C / C_out) input channels fo
 output channel ``i`` is ``p_i`` times one reduction of its subset.
 """
 
+import itertools
 import math
 from typing import Literal
 
@@ -28,7 +29,7 @@ def _gather_index(channels: int, subsets: int) -> tuple[list[list[int]], list[in
     """Channel indices per subset, the short ones padded by their own first channel, and the true sizes."""
     bounds = subset_bounds(channels, subsets)
     longest = math.ceil(channels / subsets)
-    rows = [list(range(low, high)) for low, high in zip(bounds, bounds[1:], strict=False)]
+    rows = [list(range(low, high)) for low, high in itertools.pairwise(bounds)]
     return [row + row[:1] * (longest - len(row)) for row in rows], [len(row) for row in rows]
 
 
@@ -57,7 +58,7 @@ def subset_mean(groups: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def subset_extreme(groups: Tensor, operator: str) -> tuple[Tensor, Tensor]:
-    """Max (min for ``operator="min"``) of each subset and its index; of equal ones the first, as in the CUDA listing."""
+    """Max (min for ``operator="min"``) of each subset and its index; of equal ones the first (CUDA listing)."""
     values, index = groups.min(2) if operator == "min" else groups.max(2)
     return values, index
 

@@ -66,7 +66,7 @@ def open_data(settings: DataSettings) -> DataSet:
 def make_loader(images: Dataset, settings: DataSettings, training: bool) -> DataLoader:
     """timm's loader: augmented and shuffled for training, plain and in order for evaluation."""
     return create_loader(
-        images,
+        images,  # type: ignore[arg-type]  # any Dataset with a transform attribute will do
         input_size=(3, settings.image_size, settings.image_size),
         batch_size=settings.batch_size,
         is_training=training,

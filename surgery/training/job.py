@@ -69,7 +69,7 @@ def _clear(output: Path) -> None:
 def _state(job: Job, stage: str) -> TrainingState:
     """The state of one training, tied to the settings that decide its outcome."""
     recipe = asdict(job.recipe)
-    parts = ("seed", "precision", "data", "model", "baseline")
+    parts: tuple[str, ...] = ("seed", "precision", "data", "model", "baseline")
     if stage == "finetune":
         parts += ("surgery", "finetune")
     return TrainingState(job.output / "state" / stage, {part: recipe[part] for part in parts})

@@ -10,7 +10,7 @@ from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from timm.task import ClassificationTask, LogitDistillationTask
+from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
 from torch import nn
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
@@ -89,6 +89,7 @@ def _prepare(
         model, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay, momentum=0.9
     )
     criterion = SoftTargetCrossEntropy() if settings.mixup else LabelSmoothingCrossEntropy(settings.smoothing)
+    task: TrainingTask
     if teacher is not None and settings.distill_weight > 0:
         task = LogitDistillationTask(
             model,

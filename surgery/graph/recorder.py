@@ -59,7 +59,7 @@ def input_shape_of(model: nn.Module, input_size: Sequence[int] | None = None) ->
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     channels = 3 if first is None else first.in_channels
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
-    shapes = [(channels, size, size) for size in FALLBACK_SIZES]
+    shapes: list[tuple[int, ...]] = [(channels, size, size) for size in FALLBACK_SIZES]
     if isinstance(config, dict) and config.get("input_size"):
         shapes.insert(0, (channels, *config["input_size"][1:]))
     return shapes
@@ -81,12 +81,12 @@ def record(model: nn.Module, input_size: Sequence[int] | None = None) -> ModelGr
                 return run(model, shape)
             except Exception as error:  # any forward may raise anything; all of it is reported below
                 failures.append((shape, error))
-    shape, error = failures[0]
+    shape, first = failures[0]
     raise TraceError(
         f"the forward of {type(model).__name__} fails on an input of shape (1, {', '.join(map(str, shape))}): "
-        f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. "
+        f"{type(first).__name__}: {str(first).partition(chr(10))[0].rstrip('.')}. "
         "Pass input_size=(channels, height, width) that the model accepts."
-    ) from error
+    ) from first
 
 
 def _record_fake(model: nn.Module, shape: tuple[int, ...]) -> ModelGraph:

@@ -1,3 +1,6 @@
+import itertools
+
+import pytest
 import timm
 import torch
 from torch import nn
@@ -5,8 +8,6 @@ from torch import nn
 from surgery.errors import TraceError
 from surgery.graph import record
 from tests.small_models import LooksAtValues, Net
-
-import pytest
 
 
 def kinds(model, **arguments):
@@ -49,7 +50,7 @@ def test_in_place_operations_are_followed():
 
     nodes = [n for n in record(InPlace(), (3, 4, 4)) if n.op != "output"]
     assert [n.meta["kind"] for n in nodes] == ["input", "conv", "add", "act", "other", "mul"]
-    assert all(after.all_input_nodes[0] is before for before, after in zip(nodes, nodes[1:], strict=False))
+    assert all(after.all_input_nodes[0] is before for before, after in itertools.pairwise(nodes))
 
 
 def test_a_forward_that_looks_at_values_is_recorded_too():

@@ -1,0 +1,72 @@
+import pytest
+
+from surgery.__main__ import main
+
+
+def run(capsys, *arguments):
+    status = main(arguments)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_plan(capsys):
+    status, out, _ = run(capsys, "plan", "resnet50", "--zeta", "layer3=8,layer4=4", "--exclude", "layer1")
+    assert status == 0
+    assert "13 converted" in out
+    assert "1024 → 128" in out
+
+
+def test_convert_then_check_then_cost_then_convert_again(capsys, tmp_path):
+    file = str(tmp_path / "m.safetensors")
+    kwargs = ["--kwargs", '{"num_classes": 3}']
+    status, out, _ = run(capsys, "convert", "resnet26", *kwargs, "--zeta", "4", "--option", "tau=1", "--out", file)
+    assert status == 0
+    assert "wrote" in out
+    status, out, _ = run(capsys, "load-check", file)
+    assert status == 0
+    assert "made from timm/resnet26 {'num_classes': 3}; 8 edits" in out
+    status, out, _ = run(capsys, "cost", file, "--input-size", "3,64,64")
+    assert status == 0
+    assert "PiX" in out
+    again = str(tmp_path / "again.safetensors")
+    assert run(capsys, "convert", file, "--mode", "prune", "--out", again)[0] == 0
+    assert "edits" in run(capsys, "load-check", again)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan", "resnet5"], "there is no model 'resnet5' in timm"),
+        (["plan", "resnet50", "--zeta", "2.5"], "zeta=2.5"),
+        (["plan", "resnet50", "--zeta", "x"], "zeta='x'"),
+        (["plan", "resnet50", "--mode", "sqeeze"], "did you mean 'squeeze'"),
+        (["plan", "resnet50", "--option", "tau"], "KEY=VALUE is needed"),
+        (["convert", "resnet18", "--strict", "--out", "m.safetensors"], "no site"),
+        (["load-check", "nothing.safetensors"], "does not exist"),
+        (["cost", "resnet18", "--input-size", "4,64,64"], "fails on an input of shape"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(capsys, arguments, message):
+    status, out, err = run(capsys, *arguments)
+    assert status == 2
+    assert out == ""
+    assert message in err
+    assert err.startswith("surgery: ")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "--help"], ["convert", "--help"], ["load-check", "--help"]])
+def test_help(capsys, arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 0
+    assert "usage: python -m surgery" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments", [["cost", "resnet18", "--input-size", "big"], ["plan", "resnet18", "--kwargs", "[1]"]]
+)
+def test_arguments_that_do_not_parse(capsys, arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "is needed" in capsys.readouterr().err

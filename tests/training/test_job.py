@@ -1,0 +1,88 @@
+"""The main job on a small network and few epochs: whole, interrupted, resumed, changed."""
+
+import json
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+import finetune
+import surgery
+from surgery.training import load_recipe, run
+from surgery.training import trainer as trainer_module
+from surgery.training.recipe import RecipeError
+from surgery.training.trainer import NonFiniteLossError
+
+SMALL = [
+    "model.kwargs={num_classes: 10, channels: [8, 16, 32, 32], layers: [1, 1, 1, 1]}",
+    "baseline.epochs=2",
+    "finetune.epochs=2",
+]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate():
+    """Accelerate keeps one state per process; each test is a process of its own to it."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def recipe(output, *more):
+    return load_recipe(finetune.QUICKSTART, [f"output={output}", *SMALL, *more])
+
+
+def test_leaves_all_that_it_promises(tmp_path, capsys):
+    rows = run(recipe(tmp_path))
+    out = capsys.readouterr().out
+    assert [row.stage for row in rows] == ["original", "after surgery", "after fine-tuning"]
+    assert rows[1].macs == rows[2].macs < rows[0].macs
+    assert "logits identical on 360 test images" in out
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["reloaded_identical"] is True
+    assert len(results["curves"]["converted"]) == 2
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    edits = surgery.load(tmp_path / "m.safetensors").surgery_edits
+    assert [edit.method for edit in edits].count("pix") == 4
+
+
+def test_interrupted_and_resumed_gives_the_same_bits(tmp_path, monkeypatch):
+    run(recipe(tmp_path / "whole"))
+    real, calls = trainer_module._epoch, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) in (2, 4):
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(trainer_module, "_epoch", interrupted)
+    settings = [f"output={tmp_path / 'parts'}", *SMALL]
+    assert [finetune.main(settings) for _ in range(3)] == [130, 130, 0]
+    whole, parts = (load_file(tmp_path / name / "m.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_other_settings_do_not_mix_with_an_old_state(tmp_path):
+    run(recipe(tmp_path))
+    with pytest.raises(RecipeError, match=r"other settings \(different: finetune\).*fresh=true"):
+        run(recipe(tmp_path, "finetune.lr=0.01"))
+    (tmp_path / "mine.txt").write_text("kept")
+    run(recipe(tmp_path, "finetune.lr=0.01", "fresh=true"))
+    assert (tmp_path / "mine.txt").exists()
+
+
+def test_mixup_ema_clipping_bf16_and_a_checkpoint(tmp_path):
+    run(recipe(tmp_path / "one"))
+    more = ["finetune.mixup=0.2", "finetune.ema_decay=0.9", "finetune.clip_grad=1.0", "precision=bf16"]
+    checkpoint = f"model.checkpoint={tmp_path / 'one' / 'baseline.safetensors'}"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    rows = run(recipe(tmp_path / "two", checkpoint, *more))
+    assert len(rows) == 3
+    assert run(recipe(tmp_path / "two", checkpoint, *more))[2].accuracy == rows[2].accuracy
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_place(tmp_path):
+    with pytest.raises(NonFiniteLossError, match=r"train \d/2: the loss is (nan|inf).* at step"):
+        run(recipe(tmp_path, "baseline.lr=1e30", "baseline.optimizer=sgd", "baseline.warmup_epochs=0"))

@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pytest
+
+import finetune
+from surgery.training import load_recipe
+from surgery.training.recipe import RecipeError
+
+RECIPES = sorted((Path(finetune.__file__).parent / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_sound(path):
+    assert load_recipe(path).output.startswith("runs/")
+
+
+def test_overrides_are_typed():
+    settings = ["finetune.epochs=3", "finetune.lr=1e-3", "data.scale=[0.5, 1]", "model.checkpoint=a.safetensors"]
+    recipe = load_recipe(RECIPES[0], settings)
+    assert (recipe.finetune.epochs, recipe.finetune.lr, recipe.data.scale) == (3, 0.001, (0.5, 1.0))
+    assert recipe.model.checkpoint == "a.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("finetune.epoch=3", "in finetune: recipe key='epoch'.*did you mean 'epochs'"),
+        ("fintune.epochs=3", "in the recipe: recipe key='fintune'"),
+        ("finetune.epochs=three", "finetune.epochs='three': int is needed, not str"),
+        ("finetune.epochs=true", "finetune.epochs=True: int is needed"),
+        ("finetune.epochs=0", "finetune.epochs=0: at least 1"),
+        ("finetune.lr=-1", "finetune.lr=-1.0"),
+        ("finetune.distill_weight=2", "a share from 0 to 1"),
+        ("baseline.distill_weight=0.5", "no teacher"),
+        ("data.scale=[1]", "data.scale"),
+        ("data=digits", "a group of keys is needed"),
+        ("seed.x=1", "is a value, not a group"),
+        ("precision=int8", "precision='int8'"),
+        ("epochs", "key=value is needed"),
+    ],
+)
+def test_bad_settings_name_themselves(override, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(RECIPES[0], [override])
+
+
+def test_files_that_are_no_recipe(tmp_path):
+    (tmp_path / "list.yaml").write_text("- 1")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(RecipeError, match="a mapping of recipe keys"):
+        load_recipe(tmp_path / "list.yaml")
+    with pytest.raises(RecipeError, match="is not YAML"):
+        load_recipe(tmp_path / "broken.yaml")
+
+
+def test_command_line_reports_in_one_line(capsys, tmp_path):
+    assert finetune.main(["nothing.yaml"]) == 2
+    assert finetune.main(["finetune.epoch=3"]) == 2
+    assert finetune.main([f"output={tmp_path}", "data.name=cifar"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3
+    assert "nothing.yaml" in errors[0]
+    assert "did you mean 'epochs'" in errors[1]
+    assert "data.name" in errors[2]
+
+
+def test_dry_run_prints_the_resolved_recipe(capsys):
+    assert finetune.main(["--dry-run", "finetune.epochs=3"]) == 0
+    assert "epochs: 3" in capsys.readouterr().out
