@@ -1,5 +1,6 @@
 """Decide what surgery would do to a model, and say why not where it would not."""
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -129,32 +130,34 @@ def plan(
 
 
 def _rehearsed(model: nn.Module, graph: ModelGraph, method: Method, request: Request, config: Any) -> Proposal:
-    """The method's proposal, tried on a meta copy; what fails there is dropped with the reason.
+    """The method's proposal, rehearsed on a copy: what cannot be done is known before anything is.
 
-    Sites that need a block rewritten are tried one by one; a narrowing that breaks the forward is given up whole.
+    The copy is on meta, but for models whose forward looks at values.
+    A site whose block cannot be rewritten is dropped, with the reason; any other failure is raised.
     """
     proposal: Proposal = method.plan(graph, request, config)
+    trial = copy.deepcopy(model) if graph.needs_values else meta_copy(model)
     if proposal.narrowing is not None:
-        narrowed = apply(meta_copy(model), [proposal.narrowing.edit()])
-        try:
-            record(narrowed, graph.input_shape)
-        except TraceError as error:
-            raise TraceError(
-                f"zeta={request.zeta!r} needs narrower layers, and the narrowed model fails: {error}"
-            ) from error
+        apply(trial, [proposal.narrowing.edit()])
     kept: list[Edit] = []
     for edit in proposal.edits:
+        try:
+            # only a rewriting may fail half-way through an edit, and then a fresh copy goes on
+            apply(meta_copy(trial) if edit.arguments.get("erase") else trial, [edit])
+        except SurgeryError as error:
+            if not edit.arguments.get("erase"):
+                raise
+            proposal.skipped.append(Skipped(edit.site, str(error)))
+            continue
         if edit.arguments.get("erase"):
-            try:
-                apply(_narrowed(model, proposal), [*kept, edit])
-            except SurgeryError as error:
-                proposal.skipped.append(Skipped(edit.site, str(error)))
-                continue
+            apply(trial, [edit])
         kept.append(edit)
     proposal.edits = kept
+    if kept:
+        try:
+            record(trial, graph.input_shape)
+        except TraceError as error:
+            raise SurgeryError(
+                f"method {method.name!r} with {request} would give a model that fails: {error}"
+            ) from error
     return proposal
-
-
-def _narrowed(model: nn.Module, proposal: Proposal) -> nn.Module:
-    copied = meta_copy(model)
-    return copied if proposal.narrowing is None else apply(copied, [proposal.narrowing.edit()])

@@ -14,7 +14,7 @@ from torch import nn
 
 from surgery.edit import apply, history
 from surgery.errors import SourceError, SurgeryError, check_choice
-from surgery.graph import record
+from surgery.graph import ModelGraph, record
 from surgery.graph.skeleton import meta_copy
 
 Builder = Callable[..., nn.Module]
@@ -201,23 +201,24 @@ def _difference(
     model: nn.Module, wanted: dict[str, tuple[int, ...]], source: Source, input_size: tuple[int, ...] | None
 ) -> str:
     """The first difference between a model and what its source and history give, or ""."""
+    recorded = record(model, input_size)
+    make = build if recorded.needs_values else build_on_meta
     try:
-        rebuilt = apply(build_on_meta(source), history(model))
+        rebuilt = apply(make(source), history(model))
     except SurgeryError as error:
         return str(error)
     found = _tensors(rebuilt)
     for name in [*wanted, *found]:
         if wanted.get(name) != found.get(name):
             return f"{name!r} has shape {found.get(name)}, the model's {wanted.get(name)}"
-    for one, two in zip_longest(_signature(rebuilt, input_size), _signature(model, input_size)):
+    for one, two in zip_longest(_signature(record(rebuilt, input_size)), _signature(recorded)):
         if one != two:
             return f"it computes {one}, the model {two}"
     return ""
 
 
-def _signature(model: nn.Module, input_size: tuple[int, ...] | None) -> list[str]:
+def _signature(graph: ModelGraph) -> list[str]:
     """One line per recorded operation; what does nothing in eval mode (dropout, drop path) is left out."""
-    graph = record(model, input_size)
     lines = []
     for node in graph:
         if node.meta.get("kind") in (None, "identity", "attribute"):

@@ -15,7 +15,7 @@ from torch import nn
 import surgery
 from surgery.errors import CheckpointError, SourceError
 from surgery.methods import method_named
-from tests.small_models import Net
+from tests.small_models import LooksAtValues, Net
 
 SIZE = (3, 8, 8)
 
@@ -119,6 +119,14 @@ def test_tied_weights_come_back_tied_in_value(tmp_path):
 
     model = tied_net().eval()
     surgery.save(model, tmp_path / "m", source="tied_net", input_size=SIZE)
+    x = torch.randn(1, *SIZE)
+    assert torch.equal(surgery.load(tmp_path / "m")(x), model(x))
+
+
+def test_a_model_whose_forward_looks_at_values(tmp_path):
+    surgery.register_builder("tests_values")(LooksAtValues)
+    model = surgery.convert(LooksAtValues(), input_size=SIZE).eval()
+    surgery.save(model, tmp_path / "m", source="tests_values", input_size=SIZE)
     x = torch.randn(1, *SIZE)
     assert torch.equal(surgery.load(tmp_path / "m")(x), model(x))
 

@@ -270,3 +270,26 @@ def test_autocast_trains():
         loss = model(torch.randn(2, 3, 64, 64)).float().square().mean()
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_plan_that_cannot_be_carried_out_leaves_the_model_alone():
+    model = timm.create_model("resnet18")
+    before = list(model.state_dict())
+    with pytest.raises(surgery.errors.SurgeryError, match="VGG-like"):
+        surgery.convert(model, mode="downscale", zeta=2, head="pool", inplace=True)
+    assert list(model.state_dict()) == before
+    assert not hasattr(model, "surgery_edits")
+
+
+@pytest.mark.slow
+def test_inductor_trains_a_converted_network():
+    torch.manual_seed(0)
+    model = surgery.convert(timm.create_model("resnet26"), zeta=4)
+    compiled = torch.compile(model, fullgraph=True)
+    x = torch.randn(2, 3, 64, 64)
+    compiled(x).square().mean().backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    model(x).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-4)

@@ -8,6 +8,7 @@ recorded on real zeros instead.
 
 import contextlib
 import copy
+import dataclasses
 import logging
 import operator
 from collections import Counter
@@ -32,7 +33,8 @@ class ModelGraph:
     """One recorded forward.
 
     Every node's ``meta`` holds ``kind`` (see ``graph.kinds``), ``shape`` (tuple, or None), ``owner`` (qualified name
-    of the innermost module whose forward made the call) and, for a module call, ``module``.
+    of the innermost module whose forward made the call) and, for a module call, ``module``. ``needs_values`` says that
+    the forward looks at values, so that the model cannot be recorded on the meta device.
     """
 
     graph: fx.Graph
@@ -40,6 +42,7 @@ class ModelGraph:
     input_shape: tuple[int, ...]
     calls: Counter[str] = field(default_factory=Counter)
     aliases: Counter[int] = field(default_factory=Counter)
+    needs_values: bool = False
 
     def __iter__(self) -> Iterator[fx.Node]:
         return iter(self.graph.nodes)
@@ -110,7 +113,8 @@ def _record_real(model: nn.Module, shape: tuple[int, ...]) -> ModelGraph:
     if any(tensor.is_meta for tensor in _tensors(model)):
         raise TraceError("the forward looks at values, and the model is on the meta device")
     skeleton = _with_tensors(model, lambda t: t.detach().cpu().clone())
-    return _run(model, skeleton, torch.zeros((1, *shape), dtype=_float_dtype(model)), shape)
+    graph = _run(model, skeleton, torch.zeros((1, *shape), dtype=_float_dtype(model)), shape)
+    return dataclasses.replace(graph, needs_values=True)
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:

@@ -124,7 +124,7 @@ def _epoch(
     task.train()
     total = 0.0
     title = f"{label} {epoch + 1}/{settings.epochs}"
-    bar = tqdm(loader, desc=title, leave=False, disable=not accelerator.is_local_main_process)
+    bar = tqdm(loader, desc=title, leave=False, mininterval=0.5, disable=not accelerator.is_local_main_process)
     for step, (images, labels) in enumerate(bar):
         images, labels = images.to(accelerator.device), labels.to(accelerator.device)  # noqa: PLW2901
         if mixup is not None and len(images) % 2 == 0:
@@ -144,7 +144,7 @@ def _epoch(
         scheduler.step_update(epoch * len(loader) + step + 1)
         task.update_ema()
         total += value
-        bar.set_postfix(loss=f"{value:.3f}")
+        bar.set_postfix(loss=f"{value:.3f}", refresh=False)
     return total / max(1, len(loader))
 
 

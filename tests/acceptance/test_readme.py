@@ -57,4 +57,8 @@ def test_the_main_job(tmp_path):
     assert after_surgery < original
     assert after_tuning > original - 1
     assert "logits identical on 360 test images" in out
-    assert {p.name for p in (tmp_path / "runs" / "quickstart").iterdir()} >= {"m.safetensors", "curve.png", "results.json"}
+    assert {p.name for p in (tmp_path / "runs" / "quickstart").iterdir()} >= {
+        "m.safetensors",
+        "curve.png",
+        "results.json",
+    }

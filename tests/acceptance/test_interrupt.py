@@ -1,0 +1,30 @@
+"""Ctrl-C on the real program, and the same command again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.training.test_job import SMALL
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_ctrl_c_leaves_a_state_from_which_the_same_command_goes_on(tmp_path):
+    command = [sys.executable, "finetune.py", f"output={tmp_path}", *SMALL, "finetune.epochs=30"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ)
+    pointer = tmp_path / "state" / "finetune" / "state.json"
+    deadline = time.monotonic() + 120
+    while not pointer.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "goes on from the last whole epoch" in errors
+    assert not (tmp_path / "m.safetensors").exists()
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "fine-tune 1/30" not in again.stderr
+    assert "fine-tune 30/30" in again.stderr
+    assert "logits identical" in again.stdout
