@@ -162,7 +162,8 @@ def _candidates(model: nn.Module) -> Iterator[Source]:
     module = type(model).__module__
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
     if module.startswith("timm.") and isinstance(config, dict) and config.get("architecture"):
-        yield Source("timm", config["architecture"], _timm_kwargs(model))
+        for kwargs in _timm_kwargs(model):
+            yield Source("timm", config["architecture"], kwargs)
     if module.startswith("torchvision.models"):
         kwargs = _torchvision_kwargs(model)
         for name in torchvision.models.list_models():
@@ -171,14 +172,13 @@ def _candidates(model: nn.Module) -> Iterator[Source]:
                 yield Source("torchvision", name, kwargs)
 
 
-def _timm_kwargs(model: nn.Module) -> dict[str, Any]:
-    kwargs: dict[str, Any] = {}
+def _timm_kwargs(model: nn.Module) -> Iterator[dict[str, Any]]:
+    classes = getattr(model, "num_classes", None)
+    kwargs: dict[str, Any] = {"num_classes": classes} if isinstance(classes, int) else {}
+    yield kwargs
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if isinstance(getattr(model, "num_classes", None), int):
-        kwargs["num_classes"] = model.num_classes
-    if first is not None and first.in_channels != 3 and first.groups == 1:
-        kwargs["in_chans"] = first.in_channels
-    return kwargs
+    if first is not None and first.in_channels != 3:
+        yield kwargs | {"in_chans": first.in_channels}
 
 
 def _torchvision_kwargs(model: nn.Module) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def _shrink(graph: ModelGraph, site: Site, zeta: int, dominating: int, narrowing
         return f"keeps its ratio {site.ratio:g}: {refused}"
     narrowing.shrink(site.name, factor)
     for consumer in site.after.consumers:
-        inner = consumer.meta.get("module")
+        inner = consumer.meta.get("module") if consumer.meta["kind"] == "conv" else None
         # the middle of a bottleneck keeps its width: it narrows with the head; growth layers (DenseNet) do not
         if inner and conv_spec(graph, consumer).out_channels == site.out_channels and not narrowing.refuse(inner):
             narrowing.shrink(inner, factor)

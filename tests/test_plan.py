@@ -92,3 +92,11 @@ def test_bad_arguments_name_themselves(resnet50, arguments, error, message):
 def test_edits_are_json(resnet50):
     for edit in surgery.plan(resnet50, zeta=8).edits:
         assert Edit.from_json(json.loads(json.dumps(edit.to_json()))) == edit
+
+
+@pytest.mark.parametrize("name", ["tresnet_m", "lowformer_e3"])
+@pytest.mark.parametrize("zeta", [4, 12])
+def test_stems_that_rearrange_pixels_and_consumers_that_are_no_convolutions(name, zeta):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    assert surgery.plan(model, zeta=zeta).sites

@@ -125,7 +125,7 @@ class _Walker:
                 return self._unknown(node, inputs)
             assert name is not None
             self.channels.reads[name] = self.of[source]
-        elif (module is not None and any(p.numel() > 1 for p in module.parameters())) or (
+        elif (module is not None and any(t.numel() > 1 for t in (*module.parameters(), *module.buffers()))) or (
             node.meta["kind"] == "reshape" and len(node.meta["shape"]) > 2 < len(source.meta["shape"])
         ):
             return self._unknown(node, inputs)

@@ -59,12 +59,13 @@ def input_shape_of(model: nn.Module, input_size: Sequence[int] | None = None) ->
         if len(size) != 3 or not all(isinstance(n, int) and n > 0 for n in size):
             raise ValueError(f"input_size={input_size!r}: three positive ints (channels, height, width) are needed")
         return [size]
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    channels = 3 if first is None else first.in_channels
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
-    shapes: list[tuple[int, ...]] = [(channels, size, size) for size in FALLBACK_SIZES]
-    if isinstance(config, dict) and config.get("input_size"):
-        shapes.insert(0, (channels, *config["input_size"][1:]))
+    own = tuple(config["input_size"]) if isinstance(config, dict) and config.get("input_size") else ()
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    # the first convolution knows of in_chans=1, where the configuration does not; behind a space-to-depth it is wrong
+    channels = dict.fromkeys([*([first.in_channels] if first else []), *own[:1], 3])
+    sizes = [*([own[1:]] if own else []), *((size, size) for size in FALLBACK_SIZES)]
+    shapes: list[tuple[int, ...]] = [(count, *size) for size in sizes for count in channels]
     return shapes
 
 
