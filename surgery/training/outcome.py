@@ -41,6 +41,7 @@ def plot_curves(path: Path, curves: dict[str, list[dict[str, Any]]], rows: list[
     for row, style in zip(rows[:2], ("--", ":"), strict=False):
         axes.axhline(row.accuracy, linestyle=style, color="grey", label=f"{row.stage}: {row.accuracy:.1f} %")
     axes.set(xlabel="epoch", ylabel="top-1 accuracy (%)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
     part = path.with_name(f".{path.name}.part.png")
