@@ -44,7 +44,14 @@ def convert(
         if strict:
             raise NoSitesError(f"{message}\n{decided}")
         warnings.warn(message, stacklevel=2)
-    return carry_out(decided, model if inplace else copy.deepcopy(model))
+    return carry_out(decided, model if inplace else _copied(model))
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        raise ValueError(f"{type(model).__name__} cannot be copied ({error}): pass inplace=True") from error
 
 
 def carry_out(decided: Plan, model: nn.Module) -> nn.Module:

@@ -26,6 +26,7 @@ HEAD, PROJECTION, TRANSITION, SPATIAL = (
     "transition projection",
     "spatial conv",
 )
+COMPUTED = "its weight is computed from others at call time (parametrised, weight-normed or masked)"
 _TO_DEPTHWISE = frozenset({"norm", "act", "identity", "mul", "pad"})
 _TO_PRODUCER = frozenset({"norm", "act", "identity", "pad"})
 
@@ -72,7 +73,7 @@ def squeeze_sites(graph: ModelGraph) -> tuple[list[Site], list[Skipped]]:
         spec = conv_spec(graph, node)
         if not spec.pointwise:
             continue
-        name = node.meta.get("module") or node.meta["owner"] + " (F.conv2d)"
+        name = node.meta.get("module") or _function_name(graph, node)
         if name in seen:
             continue
         seen.add(name)
@@ -92,7 +93,7 @@ def spatial_sites(graph: ModelGraph) -> tuple[list[Site], list[Skipped]]:
         spec = conv_spec(graph, node)
         if spec.pointwise:
             continue
-        name = node.meta.get("module") or node.meta["owner"] + " (F.conv2d)"
+        name = node.meta.get("module") or _function_name(graph, node)
         reason = _not_insertable(graph, node, spec)
         if reason:
             skipped.append(Skipped(name, reason))
@@ -109,15 +110,27 @@ def first_of_stage(graph: ModelGraph, site: Site) -> bool:
     return producer is None or producer.meta["kind"] in ("pool", "global_pool", "input")
 
 
+def _function_name(graph: ModelGraph, node: fx.Node) -> str:
+    """A name for a bare F.conv2d call: the convolution module that makes it, else its owner."""
+    owner = str(node.meta["owner"])
+    return owner if isinstance(graph.modules.get(owner), nn.Conv2d) else f"{owner} (F.conv2d)"
+
+
 def _not_replaceable(graph: ModelGraph, node: fx.Node, spec: ConvSpec) -> str:
     name = node.meta.get("module")
     if name is None:
+        if isinstance(graph.modules.get(node.meta["owner"]), nn.Conv2d):
+            return COMPUTED
         return "a bare F.conv2d call, not a module that can be replaced"
     if spec.groups != 1:
         return f"grouped ({spec.groups} groups)"
     if not graph.called_once(name):
         return "shared: called more than once in a forward, or registered under several names"
     conv = graph.modules[name]
+    if "weight" not in conv._parameters:
+        return COMPUTED
+    if conv._forward_hooks or conv._forward_pre_hooks:
+        return "it carries forward hooks, which a replacement would lose"
     if _tied(graph, name):
         return "its weight is tied to another module's"
     if spec.padded:
@@ -185,6 +198,8 @@ def _not_insertable(graph: ModelGraph, node: fx.Node, spec: ConvSpec) -> str:
         return "part of the stem: reads the image"
     if not graph.called_once(name):
         return "shared: called more than once in a forward, or registered under several names"
+    if "weight" not in graph.modules[name]._parameters:
+        return COMPUTED
     if type(graph.modules[name]) is not nn.Conv2d:
         return f"{type(graph.modules[name]).__name__}: insertion works before a plain Conv2d"
     if spatial_size(node) <= 1:

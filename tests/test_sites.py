@@ -2,6 +2,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from torch.nn.utils import prune
 
 from surgery.graph import record
 from surgery.sites import HEAD, PROJECTION, TRANSITION, squeeze_sites
@@ -71,3 +72,58 @@ def test_mobilenet_transitions_are_told_from_residual_projections():
     sites = found("mobilenetv2_100")[0]
     assert {s.ratio for s in sites if s.role == PROJECTION} == {6.0}
     assert sum(s.role == TRANSITION for s in sites) == 7
+
+
+class Head(torch.nn.Module):
+    """A narrowing 1×1, something behind it, and a 3×3, in a residual block."""
+
+    def __init__(self, behind, wrap=lambda conv: conv):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 16, 3, padding=1)
+        self.squeeze = wrap(torch.nn.Conv2d(16, 8, 1))
+        self.behind = behind
+        self.spatial = torch.nn.Conv2d(8, 16, 3, padding=1)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        return x + self.spatial(self.behind(self.squeeze(x)))
+
+
+class Centred(torch.nn.Module):
+    def forward(self, x):
+        return x - x.mean(1, keepdim=True)
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, x):
+        return torch.tanh(2 * x)
+
+
+@pytest.mark.parametrize(
+    ("behind", "is_site"),
+    [(torch.nn.ChannelShuffle(2), False), (torch.nn.Softmax(1), False), (Centred(), False), (Doubled(), True)],
+)
+def test_only_elementwise_modules_count_as_activations(behind, is_site):
+    sites, _ = squeeze_sites(record(Head(behind), (3, 8, 8)))
+    assert (len(sites) == 1) is is_site
+    assert all(site.after.act is not None for site in sites)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        torch.nn.utils.parametrizations.weight_norm,
+        torch.nn.utils.parametrizations.spectral_norm,
+        lambda conv: prune.l1_unstructured(conv, "weight", 0.5),
+    ],
+)
+def test_computed_weights_are_left_alone(wrap):
+    sites, skipped = squeeze_sites(record(Head(torch.nn.ReLU(), wrap), (3, 8, 8)))
+    assert sites == []
+    assert "computed from others" in {item.name: item.reason for item in skipped}["squeeze"]
+
+
+def test_hooks_are_not_lost():
+    model = Head(torch.nn.ReLU())
+    model.squeeze.register_forward_hook(lambda module, inputs, output: None)
+    assert "hooks" in squeeze_sites(record(model, (3, 8, 8)))[1][0].reason

@@ -105,6 +105,8 @@ class _Walker:
                 self.channels.reads[name] = self.channels.writes[name] = segments
                 return segments
         output = Group(node.meta["shape"][1], [name], groups)
+        if "weight" not in self.graph.modules[name]._parameters:
+            self.freeze([*segments, output], f"the weight of {name} is computed at call time")
         if not self.graph.called_once(name):
             self.freeze([*segments, output], f"{name} is shared")
         if groups > 1:

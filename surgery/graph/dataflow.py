@@ -10,9 +10,7 @@ from surgery.graph.recorder import ModelGraph
 
 THROUGH = frozenset({"identity", "pad"})
 _NON_NEGATIVE_ACTS = {"relu", "relu6", "sigmoid", "hardsigmoid"}
-_KEEPS_SIGN = frozenset(
-    {"identity", "pool", "global_pool", "pad", "upsample", "reshape", "add", "cat", "split", "item"}
-)
+_KEEPS_SIGN = frozenset({"identity", "pool", "global_pool", "pad", "reshape", "add", "cat", "split", "item"})
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,11 @@ def non_negative(graph: ModelGraph, node: fx.Node, depth: int = 200) -> bool:
     if kind == "mul" or kind in _KEEPS_SIGN:
         name = getattr(node.target, "__name__", "")
         tensors = node.all_input_nodes
-        if "sub" in name or "truediv" in name or any(isinstance(a, float | int) and a < 0 for a in node.args):
+        if (
+            "sub" in name
+            or "truediv" in name
+            or any(isinstance(a, float | int) and a < 0 for a in (*node.args, *node.kwargs.values()))
+        ):
             return False
         return bool(tensors) and all(non_negative(graph, arg, depth - 1) for arg in tensors)
     return False

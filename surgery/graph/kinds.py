@@ -1,5 +1,8 @@
 """What an operation is: the vocabulary in which sites are described, for modules by class, for functions by name."""
 
+import copy
+
+import torch
 import torchvision
 from timm.layers import BlurPool2d, DropBlock2d, DropPath
 from torch import nn
@@ -56,8 +59,30 @@ def norm_has_activation(module: nn.Module) -> bool:
     return isinstance(act, nn.Module) and not isinstance(act, nn.Identity)
 
 
-def module_kind(module: nn.Module, same_shape: bool) -> str:
-    """Kind of a leaf module; ``same_shape`` tells whether its output has its input's shape."""
+def is_elementwise(module: nn.Module) -> bool:
+    """Whether a childless, weightless module of unknown class acts on each element alone.
+
+    Tried on a random map: such a function commutes with any permutation of the elements; a channel shuffle, a softmax
+    or a pooling does not.
+    """
+    if any(True for _ in (*module.children(), *module.parameters(), *module.buffers())):
+        return False
+    probe = copy.deepcopy(module).eval()
+    generator = torch.Generator("cpu").manual_seed(0)
+    x = torch.randn(1, 8, 4, 4, generator=generator, device="cpu")
+    order = torch.randperm(x.numel(), generator=generator, device="cpu")
+    with torch.no_grad():
+        try:
+            straight, shuffled = probe(x.clone()), probe(x.flatten()[order].reshape(x.shape))
+        except Exception:  # a module that does not take one map is no activation, whatever it raises
+            return False
+    if not isinstance(straight, torch.Tensor) or straight.shape != x.shape:
+        return False
+    return torch.allclose(straight.flatten()[order], shuffled.flatten(), rtol=1e-4, atol=1e-6)
+
+
+def module_kind(module: nn.Module, elementwise: bool) -> str:
+    """Kind of a leaf module; ``elementwise`` is what :func:`is_elementwise` found."""
     tables: list[tuple[tuple[type, ...], str]] = [
         ((SurgeryLayer,), "surgery"),
         ((nn.Conv2d,), "conv"),
@@ -70,14 +95,12 @@ def module_kind(module: nn.Module, same_shape: bool) -> str:
         ((nn.modules.padding._ConstantPadNd, nn.ReflectionPad2d, nn.ReplicationPad2d), "pad"),
         ((nn.Upsample,), "upsample"),
         ((nn.Flatten, nn.Unflatten), "reshape"),
-        ((nn.PReLU, nn.Softmax), "act"),
+        ((nn.PReLU,), "act"),
     ]
     for types, kind in tables:
         if isinstance(module, types):
             return kind
-    if same_shape and not any(True for _ in module.parameters()):
-        return "act"  # a childless, weightless module that keeps the shape: timm's activation classes
-    return "other"
+    return "act" if elementwise else "other"
 
 
-__all__ = ["ACTIVATIONS", "function_kind", "is_norm", "module_kind", "norm_has_activation"]
+__all__ = ["ACTIVATIONS", "function_kind", "is_elementwise", "is_norm", "module_kind", "norm_has_activation"]

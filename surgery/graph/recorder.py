@@ -7,22 +7,22 @@ recorded on real zeros instead.
 """
 
 import contextlib
-import copy
 import dataclasses
 import logging
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 
 from surgery.errors import TraceError
-from surgery.graph.kinds import function_kind, is_norm, module_kind
+from surgery.graph.kinds import function_kind, is_elementwise, is_norm, module_kind
+from surgery.graph.skeleton import copy_with, tensors
 from surgery.layers import SurgeryLayer
 
 FALLBACK_SIZES = (224, 32)
@@ -95,7 +95,7 @@ def record(model: nn.Module, input_size: Sequence[int] | None = None) -> ModelGr
 
 def _record_fake(model: nn.Module, shape: tuple[int, ...]) -> ModelGraph:
     with _quiet_fakes(), FakeTensorMode(allow_non_fake_inputs=True):
-        skeleton = _with_tensors(model, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype))
+        skeleton = copy_with(model, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype))
         return _run(model, skeleton, torch.empty((1, *shape), dtype=_float_dtype(model)), shape)
 
 
@@ -111,35 +111,22 @@ def _quiet_fakes() -> Iterator[None]:
 
 
 def _record_real(model: nn.Module, shape: tuple[int, ...]) -> ModelGraph:
-    if any(tensor.is_meta for tensor in _tensors(model)):
+    if any(tensor.is_meta for tensor in tensors(model)):
         raise TraceError("the forward looks at values, and the model is on the meta device")
-    skeleton = _with_tensors(model, lambda t: t.detach().cpu().clone())
+    skeleton = copy_with(model, lambda t: t.detach().cpu().clone())
     graph = _run(model, skeleton, torch.zeros((1, *shape), dtype=_float_dtype(model)), shape)
     return dataclasses.replace(graph, needs_values=True)
-
-
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
 
 
 def _float_dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
 
-def _with_tensors(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A copy of the model whose parameters and buffers are made by ``make``; no weight is copied on the way."""
-    memo: dict[int, Any] = {}
-    for tensor in _tensors(model):
-        with torch.no_grad():
-            fresh = make(tensor)
-        memo[id(tensor)] = nn.Parameter(fresh, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fresh
-    return copy.deepcopy(model, memo)
-
-
 def _run(model: nn.Module, skeleton: nn.Module, image: Tensor, shape: tuple[int, ...]) -> ModelGraph:
     skeleton.eval()
-    recorder = _Recorder(skeleton)
+    with unset_fake_temporarily():
+        elementwise = {name for name, module in model.named_modules() if is_elementwise(module)}
+    recorder = _Recorder(skeleton, elementwise)
     recorder.bind(image, recorder.graph.placeholder("input"), "input", image.shape)
     with torch.no_grad(), recorder:
         output = skeleton(image)
@@ -157,8 +144,9 @@ def _is_leaf(name: str, module: nn.Module) -> bool:
 class _Recorder(TorchFunctionMode):
     """Writes down every torch function and leaf-module call that takes or gives tensors, as fx nodes."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, elementwise: set[str]) -> None:
         super().__init__()
+        self._elementwise = elementwise
         self.graph = fx.Graph()
         self.calls: Counter[str] = Counter()
         self._node: dict[int, fx.Node] = {}
@@ -219,10 +207,8 @@ class _Recorder(TorchFunctionMode):
 
     def _write_module(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         with torch._C.DisableTorchFunction():
-            first = args[0] if args and isinstance(args[0], Tensor) else None
-            same_shape = first is not None and isinstance(output, Tensor) and first.shape == output.shape
             node = self.graph.create_node("call_module", name, self.nodes_of(tuple(args)), self.nodes_of(dict(kwargs)))
-            self._bind_output(node, output, module_kind(module, same_shape), module=name)
+            self._bind_output(node, output, module_kind(module, name in self._elementwise), module=name)
 
     def _write_function(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         name = getattr(func, "__name__", type(func).__name__)

@@ -33,6 +33,7 @@ def write_json(path: Path, rows: list[Measured], **more: Any) -> None:
 def plot_curves(path: Path, curves: dict[str, list[dict[str, Any]]], rows: list[Measured]) -> None:
     """Accuracy against epochs of each training, with the accuracies before it as lines, to a PNG."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -41,7 +42,7 @@ def plot_curves(path: Path, curves: dict[str, list[dict[str, Any]]], rows: list[
     for row, style in zip(rows[:2], ("--", ":"), strict=False):
         axes.axhline(row.accuracy, linestyle=style, color="grey", label=f"{row.stage}: {row.accuracy:.1f} %")
     axes.set(xlabel="epoch", ylabel="top-1 accuracy (%)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
     part = path.with_name(f".{path.name}.part.png")
