@@ -1,6 +1,7 @@
 """What a user asks of ``plan`` and ``convert``, validated once."""
 
 import fnmatch
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -77,9 +78,9 @@ class Request:
 
 def check_zeta(name: str, value: object) -> None:
     """Raise unless ``value`` is an int >= 1 (TypeError for another type, ValueError for another number)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}={value!r}: a whole number >= 1 is needed, not {type(value).__name__}")
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(f"{name}={value!r}: a whole number >= 1 is needed")
 
 
@@ -89,6 +90,8 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def _patterns(name: str, value: str | Iterable[str] | None) -> tuple[str, ...]:
+    if value is not None and not isinstance(value, Iterable):
+        raise TypeError(f"{name}={value!r}: name patterns such as 'layer3' or ['*.conv1'] are needed")
     items = (value,) if isinstance(value, str) else tuple(value or ())
     for item in items:
         if not isinstance(item, str) or not item:

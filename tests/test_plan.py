@@ -71,6 +71,8 @@ def test_projections_argument():
         ({"zeta": {}}, ValueError, "zeta={}"),
         ({"zeta": {"layer3": 0}}, ValueError, r"zeta\['layer3'\]=0"),
         ({"zeta": {"layer9": 4}}, ValueError, "zeta pattern 'layer9' matches no site"),
+        ({"zeta": [4]}, TypeError, r"zeta=\[4\]"),
+        ({"include": 3}, TypeError, "include=3: name patterns"),
         ({"include": "nothing"}, ValueError, "include pattern 'nothing' matches no site"),
         ({"exclude": ["nothing"]}, ValueError, "exclude pattern 'nothing' matches no site"),
         ({"insert": "*"}, ValueError, "goes with mode='downscale'"),
