@@ -46,6 +46,8 @@ class Request:
                 check_zeta(f"zeta[{pattern!r}]", value)
         elif self.zeta is not None:
             check_zeta("zeta", self.zeta)
+        plain = {k: int(v) for k, v in self.zeta.items()} if isinstance(self.zeta, Mapping) else self.zeta
+        object.__setattr__(self, "zeta", int(plain) if isinstance(plain, numbers.Integral) else plain)
         for name in ("include", "exclude", "insert"):
             object.__setattr__(self, name, _patterns(name, getattr(self, name)))
         if self.insert and self.mode == "squeeze":

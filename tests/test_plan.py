@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -91,8 +92,9 @@ def test_bad_arguments_name_themselves(resnet50, arguments, error, message):
         surgery.plan(resnet50, **arguments)
 
 
-def test_edits_are_json(resnet50):
-    for edit in surgery.plan(resnet50, zeta=8).edits:
+@pytest.mark.parametrize("arguments", [{"zeta": 8}, {"zeta": np.int64(8)}, {"mode": "prune", "zeta": np.int64(2)}])
+def test_edits_are_json(resnet50, arguments):
+    for edit in surgery.plan(resnet50, **arguments).edits:
         assert Edit.from_json(json.loads(json.dumps(edit.to_json()))) == edit
 
 
