@@ -25,7 +25,7 @@ def predictor(cost):
     return sum(site.macs for site in cost.sites if site.kind == "PiX")
 
 
-# name, sites, GMACs before and after without PiX's own cost, M params of the converted network (FACTS, "Which sites")
+# name, sites, GMACs before and after without PiX's own cost, M params of the converted network
 PUBLISHED = [
     ("resnet50", {"zeta": 4}, 16, 4.089, 3.151, 25.55),
     ("resnet101", {"zeta": 4}, 33, 7.801, 5.990, 44.53),

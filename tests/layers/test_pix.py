@@ -82,7 +82,7 @@ def test_refuses_to_widen():
 
 
 def test_supplement_cost_example():
-    """PiX supplement E with FACTS' corrections: 573 and, weighted, 798."""
+    """PiX supplement E, its sums corrected (pooling is 300): 573 and, weighted, 798."""
     assert PiX(12, 3).cost((1, 12, 5, 5), (1, 3, 5, 5)).flops == 573
     assert PiX(12, 3, fusion="weighted").cost((1, 12, 5, 5), (1, 3, 5, 5)).flops == 798
 
