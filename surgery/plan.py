@@ -97,7 +97,7 @@ def plan(
         head: ``pool`` swaps VGG's 4096-wide head for global average pooling and one linear layer.
         importance: criterion by which a narrowing keeps filters (``l1``).
         input_size: (C, H, W) to record the model with; default: its configured one, else 224 pixels.
-        **options: of the method (for ``pix``: tau, fusion, operator, activation, predictor_norm, norm).
+        **options: of the method (for ``pix``: tau, fusion, operator, activation, predictor_norm, norm, grouping).
 
     Raises:
         ValueError, TypeError: an argument, or a kind of model, that cannot be; the message says what can.

@@ -20,13 +20,14 @@ class PiX(SurgeryLayer):
 
     Args:
         in_channels: C.
-        out_channels: C_out <= C. Subset i holds channels ⌊i·C/C_out⌋ … ⌊(i+1)·C/C_out⌋ − 1.
+        out_channels: C_out <= C. A contiguous subset i holds channels ⌊i·C/C_out⌋ … ⌊(i+1)·C/C_out⌋ − 1.
         stride: grid on which the map is fused; the descriptor is pooled over all of the input.
         bias: whether the predictor has one.
         tau: threshold of Eq. 2: max where p <= tau, mean where p > tau.
         fusion: ``threshold`` (Eq. 2) or ``weighted`` (Eq. 3).
         operator: ``max+avg``, or one reduction alone: ``max``, ``avg``, ``min`` (ablation E3).
         activation: ``sigmoid`` or ``tanh``, which is 0.5 · (1 + tanh) (ablation E0).
+        grouping: ``contiguous`` (the paper's) or ``strided``: subset i holds channels i, i + C_out, i + 2·C_out, …
         predictor_norm: a BatchNorm between predictor and activation (ablation E1).
         input_norm: a BatchNorm on the input (FACS Table 5, "Pre").
         standardize: (eps, scale) where the weight is standardised at call time, as in timm's StdConv2d.
@@ -53,6 +54,7 @@ class PiX(SurgeryLayer):
         fusion: reference.Fusion = "threshold",
         operator: reference.Operator = "max+avg",
         activation: reference.Activation = "sigmoid",
+        grouping: reference.Grouping = "contiguous",
         predictor_norm: bool = False,
         input_norm: bool = False,
         standardize: tuple[float, float] | None = None,
@@ -60,10 +62,10 @@ class PiX(SurgeryLayer):
         super().__init__()
         if not 1 <= out_channels <= in_channels:
             raise ValueError(f"PiX needs 1 <= out_channels <= in_channels, got {out_channels} and {in_channels}")
-        check_fusion(fusion, operator, activation, tau)
+        check_fusion(fusion, operator, activation, tau, grouping)
         self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
         self.tau, self.fusion, self.operator, self.activation = float(tau), fusion, operator, activation
-        self.standardize = standardize
+        self.grouping, self.standardize = grouping, standardize
         predictor = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
         self.weight = nn.Parameter(predictor.weight.detach())
         self.bias = nn.Parameter(predictor.bias.detach()) if predictor.bias is not None else None
@@ -114,10 +116,19 @@ class PiX(SurgeryLayer):
                 operator=self.operator,
                 activation=self.activation,
                 stride=self.stride,
+                grouping=self.grouping,
             )[0]
         logits = self.predictor_norm(F.conv2d(x.mean((2, 3), keepdim=True), weight, self.bias))
         p = reference.activate(logits.flatten(1), self.activation)
-        return ops.pix_fuse(x, p, tau=self.tau, fusion=self.fusion, operator=self.operator, stride=self.stride)
+        return ops.pix_fuse(
+            x,
+            p,
+            tau=self.tau,
+            fusion=self.fusion,
+            operator=self.operator,
+            stride=self.stride,
+            grouping=self.grouping,
+        )
 
     def cost(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> OpCost:
         """PiX supplement D.4 (with C.6's ζ − 1): pooling, predictor, activation, fusion on the strided grid."""
@@ -137,16 +148,19 @@ class PiX(SurgeryLayer):
             f"{self.in_channels}, {self.out_channels}, tau={self.tau}, fusion={self.fusion}, operator={self.operator}"
         )
         text += f", activation={self.activation}, bias={self.bias is not None}"
+        if self.grouping != "contiguous":
+            text += f", grouping={self.grouping}"
         if self.stride != (1, 1):
             text += f", stride={self.stride}"
         return text if self.standardize is None else f"{text}, standardize={self.standardize}"
 
 
-def check_fusion(fusion: str, operator: str, activation: str, tau: float) -> None:
+def check_fusion(fusion: str, operator: str, activation: str, tau: float, grouping: str = "contiguous") -> None:
     """Raise ValueError for a choice that does not exist or a combination that means nothing."""
     check_choice("fusion", fusion, reference.FUSIONS)
     check_choice("operator", operator, reference.OPERATORS)
     check_choice("activation", activation, reference.ACTIVATIONS)
+    check_choice("grouping", grouping, reference.GROUPINGS)
     if isinstance(tau, bool) or not isinstance(tau, int | float) or not 0 <= tau <= 1:
         raise ValueError(f"tau={tau!r}: a number from 0 (always mean) to 1 (always max) is needed")
     if fusion == "weighted" and operator != "max+avg":

@@ -28,7 +28,7 @@ class PiXConfig:
     """The variants that the papers measured; defaults are the published ones.
 
     Attributes:
-        tau, fusion, operator, activation: see :class:`surgery.layers.PiX`.
+        tau, fusion, operator, activation, grouping: see :class:`surgery.layers.PiX`.
         predictor_norm: BatchNorm between predictor and activation (Table 2, E1).
         norm: BatchNorm of the module: ``none``, ``before`` (a new one on the input) or ``after`` (FACS Table 5); in
             squeeze mode ``after`` keeps the norm that followed the replaced convolution.
@@ -40,9 +40,10 @@ class PiXConfig:
     activation: str = "sigmoid"
     predictor_norm: bool = False
     norm: str = "none"
+    grouping: str = "contiguous"
 
     def __post_init__(self) -> None:
-        check_fusion(self.fusion, self.operator, self.activation, self.tau)
+        check_fusion(self.fusion, self.operator, self.activation, self.tau, self.grouping)
         check_choice("norm", self.norm, NORM_PLACES)
         if not isinstance(self.predictor_norm, bool):
             raise TypeError(f"predictor_norm={self.predictor_norm!r}: True or False is needed")
@@ -76,7 +77,9 @@ class PiXMethod:
         if arguments.get("pool_head"):
             apply_pooled_head(model)
             return
-        config = PiXConfig(**{name: arguments.pop(name) for name in PiXConfig.__dataclass_fields__})
+        # an option that an older file does not name has its default
+        names = [name for name in PiXConfig.__dataclass_fields__ if name in arguments]
+        config = PiXConfig(**{name: arguments.pop(name) for name in names})
         conv = checked_conv(model, edit)
         if "squeezed" in arguments:
             insert_before(model, edit, conv, *self._inserted(conv, int(arguments["squeezed"]), config))

@@ -1,8 +1,10 @@
-"""The operators ``surgery::pix`` (a whole site) and ``surgery::pix_fuse`` (its last step), through torch.library.
+"""The operators of a PiX site, through torch.library.
 
-Backends take their place by ``torch.ops.surgery.pix`` kernel registration; callers see only :func:`pix` and
-:func:`pix_fuse`. Both carry a fake kernel, an autograd formula made of differentiable operators, and the
-multiply-accumulate count that ``torch.utils.flop_counter`` reads.
+``surgery::pix`` is a whole site, ``surgery::pix_with_index`` the same in training (it keeps the place of each extreme,
+one byte per output value, so that the backward pass needs no x), ``surgery::pix_backward`` its gradient and
+``surgery::pix_fuse`` the last step alone. Each runs on the kernels that :mod:`surgery.ops.backend` has for the
+tensors at hand, else as the composition in :mod:`surgery.ops.reference`; callers see only :func:`pix` and
+:func:`pix_fuse`.
 """
 
 from collections.abc import Sequence
@@ -11,13 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from surgery.ops import reference
+from surgery.ops import gradients, reference
+from surgery.ops.backend import kernels_for
 
-
-@torch.library.custom_op("surgery::pix_fuse", mutates_args=())
-def _pix_fuse(x: Tensor, p: Tensor, tau: float, fusion: str, operator: str, stride: list[int]) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
-        return reference.fuse(x, p, tau, fusion, operator, stride)
+INDEX_LIMIT = 256  # places in a subset that one byte can tell apart
 
 
 @torch.library.custom_op("surgery::pix", mutates_args=())
@@ -30,75 +29,151 @@ def _pix(
     operator: str,
     activation: str,
     stride: list[int],
+    grouping: str = "contiguous",
 ) -> tuple[Tensor, Tensor]:
+    kernels = kernels_for(x, weight)
+    if kernels is not None:
+        y, p, _, _ = kernels.pix(x, weight, bias, tau, fusion, operator, activation, stride, grouping, False)
+        return y, p
     with torch.autocast(x.device.type, enabled=False):
-        p = reference.predict(x, weight, bias, activation)
-        return reference.fuse(x, p, tau, fusion, operator, stride), p
+        p = reference.predict(reference.describe(x), weight, bias, activation)
+        y = reference.fuse(x, p, tau, fusion, operator, stride, grouping)
+        return y.contiguous(memory_format=reference.layout(x)), p
 
 
-@_pix_fuse.register_fake
-def _(x: Tensor, p: Tensor, tau: float, fusion: str, operator: str, stride: list[int]) -> Tensor:
-    return reference.fuse(x, p, tau, fusion, operator, stride)
-
-
-@_pix.register_fake
-def _(
+@torch.library.custom_op("surgery::pix_with_index", mutates_args=())
+def _pix_with_index(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     tau: float,
-    fusion: str,
     operator: str,
     activation: str,
     stride: list[int],
+    grouping: str = "contiguous",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    kernels = kernels_for(x, weight)
+    if kernels is not None:
+        return kernels.pix(x, weight, bias, tau, "threshold", operator, activation, stride, grouping, True)
+    with torch.autocast(x.device.type, enabled=False):
+        context = reference.describe(x)
+        p = reference.predict(context, weight, bias, activation)
+        y = reference.fuse(x, p, tau, "threshold", operator, stride, grouping)
+        groups, _ = reference.split_subsets(reference.strided(x, stride), p.shape[1], grouping)
+        index = reference.subset_extreme(groups, operator)[1].to(torch.uint8)
+        form = reference.layout(x)
+        return y.contiguous(memory_format=form), p, context, index.contiguous(memory_format=form)
+
+
+@torch.library.custom_op("surgery::pix_backward", mutates_args=())
+def _pix_backward(
+    grad: Tensor,
+    grad_p: Tensor,
+    y: Tensor,
+    p: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    size: list[int],
+    tau: float,
+    operator: str,
+    activation: str,
+    stride: list[int],
+    grouping: str,
 ) -> tuple[Tensor, Tensor]:
-    p = reference.predict(x, weight, bias, activation)
-    return reference.fuse(x, p, tau, fusion, operator, stride), p
+    kernels = kernels_for(y, weight)
+    arguments = (tau, operator, activation, stride, grouping)
+    if kernels is not None:
+        return kernels.pix_backward(grad, grad_p, y, p, index, weight, size, *arguments)
+    with torch.autocast(y.device.type, enabled=False):
+        dx, dlogits = gradients.site_backward(grad, grad_p, y, p, index, weight, size, *arguments)
+        return dx.contiguous(memory_format=reference.layout(y)), dlogits
 
 
-def _fuse_backward(
-    grad: Tensor, x: Tensor, p: Tensor, tau: float, fusion: str, operator: str, stride: list[int]
-) -> tuple[Tensor, Tensor]:
-    """Gradients of :func:`reference.fuse` with respect to x and p; the threshold itself has none (PiX Eq. 2)."""
-    subsets = p.shape[1]
-    groups, mask = reference.split_subsets(reference.strided(x, stride), subsets)
-    q = p[:, :, None, None].to(x.dtype)
-    extreme, index = reference.subset_extreme(groups, operator)
-    mean = reference.subset_mean(groups, mask)
-    if operator == "max+avg" and fusion == "weighted":
-        to_extreme, to_mean, dp = grad * q, grad * (1 - q), grad * (extreme - mean)
-    else:
-        if operator == "max+avg":
-            take = p[:, :, None, None] <= tau
-        else:
-            take = torch.full_like(q, operator != "avg", dtype=torch.bool)
-        scaled = grad * q
-        zero = torch.zeros_like(scaled)
-        to_extreme, to_mean = torch.where(take, scaled, zero), torch.where(take, zero, scaled)
-        dp = grad * torch.where(take, extreme, mean)
-    position = torch.arange(groups.shape[2], device=x.device)[:, None, None]
-    picked = (position == index.unsqueeze(2)).to(grad.dtype)
-    if mask is None:
-        spread = to_mean.unsqueeze(2) / groups.shape[2]
-    else:
-        spread = to_mean.unsqueeze(2) * (mask / mask.sum(1, keepdim=True))
-    dgroups = to_extreme.unsqueeze(2) * picked + spread
-    return _ungroup(dgroups, x, stride), dp.sum((2, 3)).to(p.dtype)
+@torch.library.custom_op("surgery::pix_fuse", mutates_args=())
+def _pix_fuse(
+    x: Tensor, p: Tensor, tau: float, fusion: str, operator: str, stride: list[int], grouping: str = "contiguous"
+) -> Tensor:
+    kernels = kernels_for(x, p)
+    if kernels is not None:
+        return kernels.pix_fuse(x, p, tau, fusion, operator, stride, grouping)
+    with torch.autocast(x.device.type, enabled=False):
+        y = reference.fuse(x, p, tau, fusion, operator, stride, grouping)
+        return y.contiguous(memory_format=reference.layout(x))
 
 
-def _ungroup(dgroups: Tensor, x: Tensor, stride: list[int]) -> Tensor:
-    """Undo ``strided`` and ``split_subsets`` for a gradient."""
-    subsets, channels = dgroups.shape[1], x.shape[1]
-    flat = dgroups.flatten(1, 2)
-    if channels % subsets:
-        rows, sizes = reference._gather_index(channels, subsets)
-        own = [i * len(row) + j for i, (row, size) in enumerate(zip(rows, sizes, strict=True)) for j in range(size)]
-        flat = flat[:, torch.tensor(own, device=flat.device)]
-    if stride == [1, 1]:
-        return flat
-    full = flat.new_zeros((x.shape[0], channels, x.shape[2], x.shape[3]))
-    full[:, :, :: stride[0], :: stride[1]] = flat
-    return full
+def _empty_output(x: Tensor, subsets: int, stride: Sequence[int], dtype: torch.dtype) -> Tensor:
+    shape = (x.shape[0], subsets, -(-x.shape[2] // stride[0]), -(-x.shape[3] // stride[1]))
+    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=reference.layout(x))
+
+
+@_pix.register_fake
+def _(x, weight, bias, tau, fusion, operator, activation, stride, grouping="contiguous"):  # type: ignore[no-untyped-def]
+    p = weight.new_empty((x.shape[0], weight.shape[0]))
+    return _empty_output(x, weight.shape[0], stride, x.dtype), p
+
+
+@_pix_with_index.register_fake
+def _(x, weight, bias, tau, operator, activation, stride, grouping="contiguous"):  # type: ignore[no-untyped-def]
+    y, index = (_empty_output(x, weight.shape[0], stride, dtype) for dtype in (x.dtype, torch.uint8))
+    context = x.new_empty((x.shape[0], x.shape[1]), dtype=reference.computing_dtype(x))
+    return y, weight.new_empty((x.shape[0], weight.shape[0])), context, index
+
+
+@_pix_backward.register_fake
+def _(grad, grad_p, y, p, index, weight, size, tau, operator, activation, stride, grouping):  # type: ignore[no-untyped-def]
+    shape = (y.shape[0], weight.shape[1], *size)
+    dx = torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=reference.layout(y))
+    return dx, torch.empty_like(p)
+
+
+@_pix_fuse.register_fake
+def _(x, p, tau, fusion, operator, stride, grouping="contiguous"):  # type: ignore[no-untyped-def]
+    return _empty_output(x, p.shape[1], stride, x.dtype)
+
+
+def _pix_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    x, weight, bias, tau, fusion, operator, ctx.activation, stride, grouping = inputs
+    ctx.arguments = (tau, fusion, operator, stride, grouping)
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(x, weight, bias, output[1])
+
+
+def _pix_autograd(ctx, grad, grad_p):  # type: ignore[no-untyped-def]
+    x, weight, bias, p = ctx.saved_tensors
+    with torch.autocast(x.device.type, enabled=False):
+        context = reference.describe(x)
+        if torch.is_grad_enabled():
+            # a second derivative is wanted: p must carry its own dependence on x and the weights
+            p = reference.predict(context, weight, bias, ctx.activation)
+        dx, dp = gradients.fuse_backward(grad, x, p, *ctx.arguments)
+        dlogits = (dp + grad_p) * p * (1 - p) * (1 if ctx.activation == "sigmoid" else 2)
+        dweight = (dlogits.t() @ context.to(dlogits.dtype)).reshape(weight.shape)
+        base = (dlogits @ weight.flatten(1)) / (x.shape[2] * x.shape[3])
+        dx = dx + base[:, :, None, None].to(dx.dtype)
+    return dx, dweight, dlogits.sum(0) if ctx.has_bias else None, None, None, None, None, None, None
+
+
+def _with_index_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    x, weight, bias, *ctx.arguments = inputs
+    y, p, context, index = output
+    ctx.has_bias, ctx.size = bias is not None, list(x.shape[2:])
+    ctx.mark_non_differentiable(index)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(y, p, context, index, weight)
+
+
+def _with_index_autograd(ctx, grad, grad_p, grad_context, _):  # type: ignore[no-untyped-def]
+    y, p, context, index, weight = ctx.saved_tensors
+    grad = torch.zeros_like(y) if grad is None else grad
+    grad_p = torch.zeros_like(p) if grad_p is None else grad_p
+    # the operator has no derivative of its own: where a second one is wanted, its composition has
+    backward = gradients.site_backward if torch.is_grad_enabled() else _pix_backward
+    with torch.autocast(y.device.type, enabled=False):
+        dx, dlogits = backward(grad, grad_p, y, p, index, weight, ctx.size, *ctx.arguments)
+        dweight = (dlogits.t() @ context.to(dlogits.dtype)).reshape(weight.shape)
+        if grad_context is not None:  # only a second derivative, through dweight, gets here
+            dx = dx + (grad_context / (ctx.size[0] * ctx.size[1]))[:, :, None, None].to(dx.dtype)
+    return dx, dweight, dlogits.sum(0) if ctx.has_bias else None, None, None, None, None, None
 
 
 def _fuse_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -109,39 +184,16 @@ def _fuse_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _fuse_autograd(ctx, grad):  # type: ignore[no-untyped-def]
     x, p = ctx.saved_tensors
     with torch.autocast(x.device.type, enabled=False):
-        dx, dp = _fuse_backward(grad, x, p, *ctx.arguments)
-    return dx, dp, None, None, None, None
+        dx, dp = gradients.fuse_backward(grad, x, p, *ctx.arguments)
+    return dx, dp, None, None, None, None, None
 
 
-def _pix_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, weight, bias, tau, fusion, operator, ctx.activation, stride = inputs
-    ctx.arguments = (tau, fusion, operator, stride)
-    ctx.has_bias = bias is not None
-    ctx.save_for_backward(x, weight, bias, output[1])
-
-
-def _pix_autograd(ctx, grad, grad_p):  # type: ignore[no-untyped-def]
-    x, weight, bias, p = ctx.saved_tensors
-    with torch.autocast(x.device.type, enabled=False):
-        if torch.is_grad_enabled():
-            # a second derivative is wanted: p must carry its own dependence on x and the weights
-            p = reference.predict(x, weight, bias, ctx.activation)
-        dx, dp = _fuse_backward(grad, x, p, *ctx.arguments)
-        dp = dp + grad_p
-        slope = p * (1 - p)
-        dlogits = dp * (slope if ctx.activation == "sigmoid" else 2 * slope)
-        context = x.mean((2, 3)).to(weight.dtype)
-        dweight = (dlogits.t() @ context).reshape(weight.shape)
-        dcontext = (dlogits @ weight.flatten(1)).to(x.dtype) / (x.shape[2] * x.shape[3])
-        dx = dx + dcontext[:, :, None, None]
-    return dx, dweight, dlogits.sum(0) if ctx.has_bias else None, None, None, None, None, None
-
-
-_pix_fuse.register_autograd(_fuse_autograd, setup_context=_fuse_context)
 _pix.register_autograd(_pix_autograd, setup_context=_pix_context)
+_pix_with_index.register_autograd(_with_index_autograd, setup_context=_with_index_context)
+_pix_fuse.register_autograd(_fuse_autograd, setup_context=_fuse_context)
 
 
-@register_flop_formula(torch.ops.surgery.pix)
+@register_flop_formula([torch.ops.surgery.pix, torch.ops.surgery.pix_with_index])
 def _pix_flop(x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
     """Twice the multiply-accumulates of the predictor, the only convolution of a site (torch counts 2 per MAC)."""
     return 2 * x_shape[0] * weight_shape[0] * weight_shape[1]
@@ -163,6 +215,7 @@ def pix(
     operator: reference.Operator = "max+avg",
     activation: reference.Activation = "sigmoid",
     stride: Sequence[int] = (1, 1),
+    grouping: reference.Grouping = "contiguous",
 ) -> tuple[Tensor, Tensor]:
     """A whole PiX site: pool, predict p, fuse (PiX Eq. 1-3).
 
@@ -171,12 +224,17 @@ def pix(
         weight: (C_out, C, 1, 1) or (C_out, C), the replaced convolution's own.
         bias: (C_out,) or None.
         tau: with ``p <= tau`` an output channel takes the max of its subset, else the mean.
+        grouping: subset i is a run of neighbours (``contiguous``, the paper's), or i, i + C_out, … (``strided``).
 
     Returns:
-        y (N, C_out, ⌈H / stride⌉, ⌈W / stride⌉) in x's dtype (autocast's, where enabled) and p (N, C_out) in the
-        weight's.
+        y (N, C_out, ⌈H / stride⌉, ⌈W / stride⌉) in x's dtype (autocast's, where enabled), channels last where x is,
+        and p (N, C_out) in the weight's dtype.
     """
-    return _pix(_to_autocast(x), weight, bias, tau, fusion, operator, activation, list(stride))
+    x = _to_autocast(x)
+    trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
+    if trains and fusion == "threshold" and x.shape[1] <= INDEX_LIMIT * weight.shape[0]:
+        return _pix_with_index(x, weight, bias, tau, operator, activation, list(stride), grouping)[:2]
+    return _pix(x, weight, bias, tau, fusion, operator, activation, list(stride), grouping)
 
 
 def pix_fuse(
@@ -187,6 +245,7 @@ def pix_fuse(
     fusion: reference.Fusion = "threshold",
     operator: reference.Operator = "max+avg",
     stride: Sequence[int] = (1, 1),
+    grouping: reference.Grouping = "contiguous",
 ) -> Tensor:
     """The fusion alone, for a p of the caller's own: x (N, C, H, W), p (N, C_out) in [0, 1]; see :func:`pix`."""
-    return _pix_fuse(_to_autocast(x), p, tau, fusion, operator, list(stride))
+    return _pix_fuse(_to_autocast(x), p, tau, fusion, operator, list(stride), grouping)

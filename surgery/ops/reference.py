@@ -14,10 +14,12 @@ from torch import Tensor
 Fusion = Literal["threshold", "weighted"]
 Operator = Literal["max+avg", "max", "avg", "min"]
 Activation = Literal["sigmoid", "tanh"]
+Grouping = Literal["contiguous", "strided"]
 
 FUSIONS = ("threshold", "weighted")
 OPERATORS = ("max+avg", "max", "avg", "min")
 ACTIVATIONS = ("sigmoid", "tanh")
+GROUPINGS = ("contiguous", "strided")
 
 
 def subset_bounds(channels: int, subsets: int) -> list[int]:
@@ -25,15 +27,14 @@ def subset_bounds(channels: int, subsets: int) -> list[int]:
     return [i * channels // subsets for i in range(subsets + 1)]
 
 
-def _gather_index(channels: int, subsets: int) -> tuple[list[list[int]], list[int]]:
-    """Channel indices per subset, the short ones padded by their own first channel, and the true sizes."""
-    bounds = subset_bounds(channels, subsets)
-    longest = math.ceil(channels / subsets)
-    rows = [list(range(low, high)) for low, high in itertools.pairwise(bounds)]
-    return [row + row[:1] * (longest - len(row)) for row in rows], [len(row) for row in rows]
+def subset_members(channels: int, subsets: int, grouping: str = "contiguous") -> list[list[int]]:
+    """Channels of each subset: balanced runs (``contiguous``, the paper's), or i, i + subsets, … (``strided``)."""
+    if grouping == "strided":
+        return [list(range(i, channels, subsets)) for i in range(subsets)]
+    return [list(range(low, high)) for low, high in itertools.pairwise(subset_bounds(channels, subsets))]
 
 
-def split_subsets(x: Tensor, subsets: int) -> tuple[Tensor, Tensor | None]:
+def split_subsets(x: Tensor, subsets: int, grouping: str = "contiguous") -> tuple[Tensor, Tensor | None]:
     """View or gather ``x`` (N, C, H, W) as (N, subsets, k, H, W).
 
     Returns the grouped tensor and, where the subsets differ in size, a mask of shape (subsets, k, 1, 1) that is 1
@@ -41,11 +42,15 @@ def split_subsets(x: Tensor, subsets: int) -> tuple[Tensor, Tensor | None]:
     """
     channels = x.shape[1]
     if channels % subsets == 0:
+        if grouping == "strided":
+            return x.unflatten(1, (channels // subsets, subsets)).transpose(1, 2), None
         return x.unflatten(1, (subsets, channels // subsets)), None
-    rows, sizes = _gather_index(channels, subsets)
-    index = torch.tensor(rows, device=x.device)
-    position = torch.arange(index.shape[1], device=x.device)
-    mask = (position < torch.tensor(sizes, device=x.device)[:, None]).to(x.dtype)
+    members = subset_members(channels, subsets, grouping)
+    longest = math.ceil(channels / subsets)
+    # the short ones are padded by their own first channel: it changes no extreme, and the mask keeps it from the mean
+    index = torch.tensor([row + row[:1] * (longest - len(row)) for row in members], device=x.device)
+    sizes = torch.tensor([len(row) for row in members], device=x.device)
+    mask = (torch.arange(longest, device=x.device) < sizes[:, None]).to(x.dtype)
     return x[:, index.flatten()].unflatten(1, (subsets, -1)), mask[:, :, None, None]
 
 
@@ -73,7 +78,9 @@ def activate(logits: Tensor, activation: str) -> Tensor:
     return torch.sigmoid(logits) if activation == "sigmoid" else 0.5 * (1 + torch.tanh(logits))
 
 
-def fuse(x: Tensor, p: Tensor, tau: float, fusion: str, operator: str, stride: list[int]) -> Tensor:
+def fuse(
+    x: Tensor, p: Tensor, tau: float, fusion: str, operator: str, stride: list[int], grouping: str = "contiguous"
+) -> Tensor:
     """PiX Eq. 2 (``threshold``) or Eq. 3 (``weighted``).
 
     Args:
@@ -83,7 +90,7 @@ def fuse(x: Tensor, p: Tensor, tau: float, fusion: str, operator: str, stride: l
     Returns:
         (N, C_out, ⌈H / stride⌉, ⌈W / stride⌉) of x's dtype.
     """
-    groups, mask = split_subsets(strided(x, stride), p.shape[1])
+    groups, mask = split_subsets(strided(x, stride), p.shape[1], grouping)
     if operator == "avg":
         return p[:, :, None, None].to(x.dtype) * subset_mean(groups, mask)
     extreme = subset_extreme(groups, operator)[0]
@@ -96,8 +103,23 @@ def fuse(x: Tensor, p: Tensor, tau: float, fusion: str, operator: str, stride: l
     return weight.to(x.dtype) * torch.where(weight <= tau, extreme, mean)
 
 
-def predict(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    """p = σ(W · mean(x) + b), in the weight's dtype: (N, C_out) (PiX Eq. 1)."""
-    context = x.mean((2, 3)).to(weight.dtype)
-    logits = context @ weight.flatten(1).t()
+def describe(x: Tensor) -> Tensor:
+    """The descriptor z: means over the pixels, (N, C), in float32 or better (PiX Eq. 1)."""
+    return x.mean((2, 3), dtype=computing_dtype(x))
+
+
+def computing_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that sums are kept in: float64 for float64, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def predict(context: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """p = σ(W · z + b), in the weight's dtype: (N, C_out) (PiX Eq. 1)."""
+    logits = context.to(weight.dtype) @ weight.flatten(1).t()
     return activate(logits if bias is None else logits + bias, activation)
+
+
+def layout(x: Tensor) -> torch.memory_format:
+    """The memory format of a site's output: channels last where x is, else contiguous."""
+    channels_last = x.stride(1) == 1 and x.shape[1] > 1 and not x.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format

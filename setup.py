@@ -1,0 +1,32 @@
+"""Builds the CPU kernels where a C++ compiler is found; everything else is in setup.cfg.
+
+Each instruction set is a library of its own, from the same source; the best one for the processor is loaded at run
+time. They are plain C libraries: nothing of Python or torch is compiled against. Without a compiler the build goes on
+with a warning, and surgery says at run time that it lacks its kernels.
+"""
+
+import platform
+
+from setuptools import Extension, setup
+
+WIDE = {
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
+}
+X86 = platform.machine().lower() in {"x86_64", "amd64"}
+
+setup(
+    ext_modules=[
+        Extension(
+            f"surgery.ops.cpu._pix_{isa}",
+            ["surgery/ops/cpu/pix_cpu.cpp"],
+            depends=[f"surgery/ops/cpu/{name}.h" for name in ("vectors", "site", "pool", "fuse", "spread")],
+            extra_compile_args=["-std=c++17", "-O3", "-g0", "-fvisibility=default", "-Wno-psabi", *flags],
+            extra_link_args=["-pthread"],
+            language="c++",
+            py_limited_api=True,
+            optional=True,
+        )
+        for isa, flags in ({"baseline": [], **WIDE} if X86 else {"baseline": []}).items()
+    ]
+)
