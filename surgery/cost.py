@@ -183,4 +183,5 @@ def fvcore_handles() -> dict[str, Callable[..., int]]:
         weight = inputs[1].type().sizes()
         return int(batch * weight[0] * weight[1])
 
-    return {str(torch.ops.surgery.pix): pix, "surgery::pix": pix}
+    names = ("pix", "pix_with_index")
+    return {f"surgery::{name}": pix for name in names} | {str(getattr(torch.ops.surgery, name)): pix for name in names}

@@ -86,7 +86,7 @@ def test_macs_agree_with_fvcore():
     model = surgery.convert(timm.create_model("resnet26"), zeta=4).eval()
     analysis = fvcore.FlopCountAnalysis(model, torch.randn(1, 3, 64, 64)).set_op_handle(**fvcore_handles())
     counted = analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).by_operator()
-    assert counted["conv"] + counted["linear"] + counted["pix"] == surgery.cost(model, (3, 64, 64)).macs
+    assert counted["conv"] + counted["linear"] + counted["pix_with_index"] == surgery.cost(model, (3, 64, 64)).macs
 
 
 def test_squeeze_layer_example_of_the_supplement():

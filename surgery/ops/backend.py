@@ -24,17 +24,31 @@ def composition() -> Iterator[None]:
         _state["kernels"] = before
 
 
+def has_kernels(x: torch.dtype, weight: torch.dtype) -> bool:
+    """Whether kernels take these dtypes together, and are wanted."""
+    return (
+        _state["kernels"] and x in _DTYPES and weight in _DTYPES and (x == torch.float64) == (weight == torch.float64)
+    )
+
+
 def kernels_for(x: Tensor, weight: Tensor) -> ModuleType | None:
     """The module with kernels for tensors of this device and these dtypes, or None."""
-    if not _state["kernels"] or x.dtype not in _DTYPES or weight.dtype not in _DTYPES or x.numel() == 0:
-        return None
-    if (x.dtype == torch.float64) != (weight.dtype == torch.float64):
+    if x.numel() == 0 or not has_kernels(x.dtype, weight.dtype):
         return None
     return _module(x.device.type)
 
 
+def register_kernels() -> None:
+    """Put the compiled kernel under ``surgery::pix`` itself, where torch's stable C interface allows it."""
+    from surgery.ops import cpu
+
+    cpu.library.register()
+
+
 def backend(device: str = "cpu") -> str:
     """What runs sites on a device: ``compiled (avx512)``, ``triton``, or ``composition`` with the reason."""
+    if not _state["kernels"]:
+        return "composition (as asked for)"
     if device == "cpu":
         from surgery.ops import cpu
 

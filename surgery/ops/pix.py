@@ -1,8 +1,8 @@
 """The operators of a PiX site, through torch.library.
 
-``surgery::pix`` is a whole site, ``surgery::pix_with_index`` the same in training (it keeps the place of each extreme,
-one byte per output value, so that the backward pass needs no x), ``surgery::pix_backward`` its gradient and
-``surgery::pix_fuse`` the last step alone. Each runs on the kernels that :mod:`surgery.ops.backend` has for the
+``surgery::pix`` is a whole site without gradient, ``surgery::pix_with_index`` the same in training (it keeps the place
+of each extreme, one byte per output value, so that the backward pass needs no x), ``surgery::pix_backward`` its
+gradient and ``surgery::pix_fuse`` the last step alone. Each runs on the kernels that :mod:`surgery.ops.backend` has for the
 tensors at hand, else as the composition in :mod:`surgery.ops.reference`; callers see only :func:`pix` and
 :func:`pix_fuse`.
 """
@@ -14,12 +14,21 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from surgery.ops import gradients, reference
-from surgery.ops.backend import kernels_for
+from surgery.ops.backend import has_kernels, kernels_for, register_kernels
 
 INDEX_LIMIT = 256  # places in a subset that one byte can tell apart
 
 
-@torch.library.custom_op("surgery::pix", mutates_args=())
+torch.library.define(
+    "surgery::pix",
+    "(Tensor x, Tensor weight, Tensor? bias, float tau, str fusion, str operator, str activation, SymInt[] stride, "
+    "str grouping='contiguous') -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+# not a custom_op: that puts Python between the dispatcher and a compiled kernel
+@torch.library.impl("surgery::pix", "CompositeExplicitAutograd")
 def _pix(
     x: Tensor,
     weight: Tensor,
@@ -32,9 +41,24 @@ def _pix(
     grouping: str = "contiguous",
 ) -> tuple[Tensor, Tensor]:
     kernels = kernels_for(x, weight)
-    if kernels is not None:
-        y, p, _, _ = kernels.pix(x, weight, bias, tau, fusion, operator, activation, stride, grouping, False)
-        return y, p
+    if kernels is None:
+        return _compose(x, weight, bias, tau, fusion, operator, activation, stride, grouping)
+    y, p, _, _ = kernels.pix(x, weight, bias, tau, fusion, operator, activation, stride, grouping, False)
+    return y, p
+
+
+def _compose(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tau: float,
+    fusion: str,
+    operator: str,
+    activation: str,
+    stride: list[int],
+    grouping: str,
+) -> tuple[Tensor, Tensor]:
+    """The site as plain PyTorch operators, differentiable any number of times."""
     with torch.autocast(x.device.type, enabled=False):
         p = reference.predict(reference.describe(x), weight, bias, activation)
         y = reference.fuse(x, p, tau, fusion, operator, stride, grouping)
@@ -106,7 +130,7 @@ def _empty_output(x: Tensor, subsets: int, stride: Sequence[int], dtype: torch.d
     return torch.empty(shape, dtype=dtype, device=x.device, memory_format=reference.layout(x))
 
 
-@_pix.register_fake
+@torch.library.register_fake("surgery::pix")
 def _(x, weight, bias, tau, fusion, operator, activation, stride, grouping="contiguous"):  # type: ignore[no-untyped-def]
     p = weight.new_empty((x.shape[0], weight.shape[0]))
     return _empty_output(x, weight.shape[0], stride, x.dtype), p
@@ -129,28 +153,6 @@ def _(grad, grad_p, y, p, index, weight, size, tau, operator, activation, stride
 @_pix_fuse.register_fake
 def _(x, p, tau, fusion, operator, stride, grouping="contiguous"):  # type: ignore[no-untyped-def]
     return _empty_output(x, p.shape[1], stride, x.dtype)
-
-
-def _pix_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, weight, bias, tau, fusion, operator, ctx.activation, stride, grouping = inputs
-    ctx.arguments = (tau, fusion, operator, stride, grouping)
-    ctx.has_bias = bias is not None
-    ctx.save_for_backward(x, weight, bias, output[1])
-
-
-def _pix_autograd(ctx, grad, grad_p):  # type: ignore[no-untyped-def]
-    x, weight, bias, p = ctx.saved_tensors
-    with torch.autocast(x.device.type, enabled=False):
-        context = reference.describe(x)
-        if torch.is_grad_enabled():
-            # a second derivative is wanted: p must carry its own dependence on x and the weights
-            p = reference.predict(context, weight, bias, ctx.activation)
-        dx, dp = gradients.fuse_backward(grad, x, p, *ctx.arguments)
-        dlogits = (dp + grad_p) * p * (1 - p) * (1 if ctx.activation == "sigmoid" else 2)
-        dweight = (dlogits.t() @ context.to(dlogits.dtype)).reshape(weight.shape)
-        base = (dlogits @ weight.flatten(1)) / (x.shape[2] * x.shape[3])
-        dx = dx + base[:, :, None, None].to(dx.dtype)
-    return dx, dweight, dlogits.sum(0) if ctx.has_bias else None, None, None, None, None, None, None
 
 
 def _with_index_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -188,7 +190,6 @@ def _fuse_autograd(ctx, grad):  # type: ignore[no-untyped-def]
     return dx, dp, None, None, None, None, None
 
 
-_pix.register_autograd(_pix_autograd, setup_context=_pix_context)
 _pix_with_index.register_autograd(_with_index_autograd, setup_context=_with_index_context)
 _pix_fuse.register_autograd(_fuse_autograd, setup_context=_fuse_context)
 
@@ -197,6 +198,9 @@ _pix_fuse.register_autograd(_fuse_autograd, setup_context=_fuse_context)
 def _pix_flop(x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
     """Twice the multiply-accumulates of the predictor, the only convolution of a site (torch counts 2 per MAC)."""
     return 2 * x_shape[0] * weight_shape[0] * weight_shape[1]
+
+
+register_kernels()
 
 
 def _to_autocast(x: Tensor) -> Tensor:
@@ -230,11 +234,15 @@ def pix(
         y (N, C_out, ⌈H / stride⌉, ⌈W / stride⌉) in x's dtype (autocast's, where enabled), channels last where x is,
         and p (N, C_out) in the weight's dtype.
     """
-    x = _to_autocast(x)
+    x, stride = _to_autocast(x), list(stride)
     trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
-    if trains and fusion == "threshold" and x.shape[1] <= INDEX_LIMIT * weight.shape[0]:
-        return _pix_with_index(x, weight, bias, tau, operator, activation, list(stride), grouping)[:2]
-    return _pix(x, weight, bias, tau, fusion, operator, activation, list(stride), grouping)
+    if not has_kernels(x.dtype, weight.dtype):
+        return _compose(x, weight, bias, tau, fusion, operator, activation, stride, grouping)
+    if not trains:
+        return torch.ops.surgery.pix(x, weight, bias, tau, fusion, operator, activation, stride, grouping)
+    if fusion == "threshold" and x.shape[1] <= INDEX_LIMIT * weight.shape[0]:
+        return _pix_with_index(x, weight, bias, tau, operator, activation, stride, grouping)[:2]
+    return _compose(x, weight, bias, tau, fusion, operator, activation, stride, grouping)
 
 
 def pix_fuse(

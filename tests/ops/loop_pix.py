@@ -15,6 +15,7 @@ def loop_pix(
     operator: str = "max+avg",
     activation: str = "sigmoid",
     stride: tuple[int, int] = (1, 1),
+    grouping: str = "contiguous",
 ) -> Tensor:
     """y of a whole site, value by value in Python floats."""
     n, c, h, w = x.shape
@@ -27,7 +28,7 @@ def loop_pix(
             logit = sum(float(weight[i, k].detach().reshape(())) * z[k] for k in range(c))
             logit += 0.0 if bias is None else float(bias.detach()[i])
             p = 1 / (1 + math.exp(-logit)) if activation == "sigmoid" else 0.5 * (1 + math.tanh(logit))
-            subset = range((i * c) // out, ((i + 1) * c) // out)
+            subset = range((i * c) // out, ((i + 1) * c) // out) if grouping == "contiguous" else range(i, c, out)
             for row, a in enumerate(rows):
                 for column, b in enumerate(columns):
                     values = [float(x.detach()[image, k, a, b]) for k in subset]

@@ -17,6 +17,8 @@ VARIANTS = [
     {"operator": "avg"},
     {"operator": "min"},
     {"activation": "tanh"},
+    {"grouping": "strided"},
+    {"grouping": "strided", "fusion": "weighted"},
 ]
 
 
@@ -139,12 +141,29 @@ def test_channels_last_in_channels_last_out_same_values():
 
 
 @pytest.mark.parametrize("out", [2, 3])
-def test_library_registration_is_sound(out):
-    x, weight, bias = inputs(c=8, out=out)
-    arguments = (x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), 0.5, "threshold", "max+avg")
-    torch.library.opcheck(torch.ops.surgery.pix.default, (*arguments, "sigmoid", [1, 1]))
+@pytest.mark.parametrize("grouping", reference.GROUPINGS)
+def test_library_registration_is_sound(out, grouping):
+    tensors = inputs(c=8, out=out)
+    torch.library.opcheck(
+        torch.ops.surgery.pix.default,
+        (*tensors, 0.5, "threshold", "max+avg", "sigmoid", [1, 1], grouping),
+        test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
+    )
+    leaves = [t.requires_grad_() for t in tensors]
+    torch.library.opcheck(
+        torch.ops.surgery.pix_with_index.default, (*leaves, 0.5, "max+avg", "sigmoid", [1, 1], grouping)
+    )
     p = torch.rand(2, out, dtype=torch.float64, requires_grad=True)
-    torch.library.opcheck(torch.ops.surgery.pix_fuse.default, (x, p, 0.5, "threshold", "max+avg", [2, 2]))
+    torch.library.opcheck(
+        torch.ops.surgery.pix_fuse.default, (leaves[0], p, 0.5, "threshold", "max+avg", [2, 2], grouping)
+    )
+
+
+@pytest.mark.parametrize("channels", [4, 600])
+def test_more_channels_than_a_byte_can_index(channels):
+    x, weight, bias = inputs(n=1, c=channels, out=1, h=2, w=2)
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    assert torch.autograd.gradcheck(lambda *t: ops.pix(*t), leaves)
 
 
 def test_flop_counter_counts_the_predictor():

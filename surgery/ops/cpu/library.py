@@ -15,14 +15,21 @@ from torch import Tensor
 _CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _ISAS = ("avx512", "avx2", "baseline")
 _INTERFACE = 1000
+FOLDER = Path(__file__).parent
 
 
 class Site(ctypes.Structure):
     """``PixSite`` of site.h, field by field."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in "n c out h w out_h out_w stride_h stride_w threads".split()),
-        *((name, ctypes.c_int32) for name in "nhwc strided minimum weighted single tanh x_type weight_type".split()),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("n", "c", "out", "h", "w", "out_h", "out_w", "stride_h", "stride_w", "threads")
+        ),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("nhwc", "strided", "minimum", "weighted", "single", "tanh", "x_type", "weight_type")
+        ),
         ("tau", ctypes.c_double),
         ("parallel_for", ctypes.c_void_p),
     )
@@ -80,7 +87,7 @@ def _load() -> tuple[ctypes.CDLL | None, str, str]:
     wanted = _ISAS[_ISAS.index(capability) :] if capability in _ISAS else _ISAS[-1:]
     reason = "none was built when surgery was installed"
     for isa in wanted:
-        for path in sorted(Path(__file__).parent.glob(f"_pix_{isa}.*")):
+        for path in sorted(FOLDER.glob(f"_pix_{isa}.*")):
             try:
                 library = ctypes.CDLL(str(path))
                 library.pix_interface.restype = ctypes.c_int64
@@ -92,14 +99,23 @@ def _load() -> tuple[ctypes.CDLL | None, str, str]:
     return None, "", reason
 
 
+def _torch_libraries() -> list[str]:
+    return [str(path) for path in sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"))]
+
+
 def _parallel_for() -> int | None:
     """Address of torch's own parallel loop (torch 2.10 or later), or None: the kernels then start threads."""
-    for path in sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")):
+    for path in _torch_libraries():
         try:
-            return ctypes.cast(ctypes.CDLL(str(path)).torch_parallel_for, ctypes.c_void_p).value
+            return ctypes.cast(ctypes.CDLL(path).torch_parallel_for, ctypes.c_void_p).value
         except (OSError, AttributeError):
             continue
     return None
+
+
+def register() -> bool:
+    """Make the forward kernel the CPU kernel of ``surgery::pix``; False where torch (before 2.10) has no way to."""
+    return LIBRARY is not None and any(LIBRARY.pix_register(path.encode()) for path in _torch_libraries())
 
 
 LIBRARY, ISA, REASON = _load()
