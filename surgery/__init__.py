@@ -4,6 +4,7 @@ from surgery import checkpoint, errors
 from surgery.checkpoint import load, save
 from surgery.convert import convert
 from surgery.cost import Cost, cost
+from surgery.inference import optimize_for_inference
 from surgery.plan import Plan, plan
 from surgery.source import Source, create, register_builder
 
@@ -18,6 +19,7 @@ __all__ = [
     "create",
     "errors",
     "load",
+    "optimize_for_inference",
     "plan",
     "register_builder",
     "save",

@@ -1,25 +1,30 @@
-"""The command line: ``python -m surgery plan|convert|cost|load-check NAME``."""
+"""The command line: ``python -m surgery plan|convert|cost|bench|export|load-check NAME``."""
 
 import argparse
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 import surgery
+from surgery.bench.command import add_options
+from surgery.bench.command import run as bench_command
 from surgery.errors import SurgeryError
+from surgery.layers import SurgeryLayer
 from surgery.methods import methods
 from surgery.request import HEADS, MODES, PROJECTIONS
+from surgery.source import build
 from surgery.table import si, table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (0, or 2 with one line on stderr)."""
     given = _parser().parse_args(arguments)
+    given.typed = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)
@@ -50,14 +55,23 @@ def _parser() -> argparse.ArgumentParser:
     cost = commands.add_parser("cost", help="MACs, FLOPs, parameters and memory, in total and per site")
     _add_model(cost)
     cost.set_defaults(run=_cost)
+    bench = commands.add_parser("bench", help="time original, converted and the floor in turn, in one process")
+    _add_model(bench, many=True)
+    _add_surgery(bench)
+    add_options(bench)
+    bench.set_defaults(run=_bench)
     check = commands.add_parser("load-check", help="load a file and say what it holds; fails where anything is wrong")
     check.add_argument("name", metavar="FILE")
     check.set_defaults(run=_load_check)
     return parser
 
 
-def _add_model(command: argparse.ArgumentParser) -> None:
-    command.add_argument("name", metavar="NAME", help="timm name, torchvision/NAME, or a file written by surgery")
+def _add_model(command: argparse.ArgumentParser, many: bool = False) -> None:
+    about = "timm name, torchvision/NAME, or a file written by surgery"
+    if many:
+        command.add_argument("names", metavar="NAME", nargs="*", help=about)
+    else:
+        command.add_argument("name", metavar="NAME", help=about)
     command.add_argument(
         "--kwargs", type=_json, default={}, metavar="JSON", help="builder arguments: '{\"num_classes\": 10}'"
     )
@@ -157,6 +171,23 @@ def _convert(given: argparse.Namespace) -> str:
 
 def _cost(given: argparse.Namespace) -> str:
     return str(surgery.cost(_model(given), given.input_size))
+
+
+def _bench(given: argparse.Namespace) -> str:
+    if not given.names and not given.op:
+        raise ValueError("bench needs the name of a model, or --op for the operator alone")
+    return bench_command(given, lambda: _pairs(given), given.typed)
+
+
+def _pairs(given: argparse.Namespace) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+    """(name, original, converted): a converted file's original is built anew, anything else is converted here."""
+    for name in given.names:
+        model = _model(argparse.Namespace(**{**vars(given), "name": name}))
+        if any(isinstance(module, SurgeryLayer) for module in model.modules()):
+            source = surgery.Source(**surgery.checkpoint.read(name)[0]["source"])
+            yield name, build(source), model
+        else:
+            yield name, model, surgery.convert(model, given.method, strict=True, **_arguments(given))
 
 
 def _load_check(given: argparse.Namespace) -> str:

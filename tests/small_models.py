@@ -82,3 +82,15 @@ class LooksAtValues(nn.Module):
         if x.sum() > 1e9:
             x = x / 2
         return self.net(x)
+
+
+def with_statistics(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The model with BatchNorm statistics and affine parameters that are not the trivial ones."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
+            module.running_mean.normal_(0, 0.1, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+            nn.init.normal_(module.bias, 0, 0.1, generator=generator)
+    return model

@@ -2,8 +2,8 @@
 
 ``surgery::pix`` is a whole site without gradient, ``surgery::pix_with_index`` the same in training (it keeps the place
 of each extreme, one byte per output value, so that the backward pass needs no x), ``surgery::pix_backward`` its
-gradient and ``surgery::pix_fuse`` the last step alone. Each runs on the kernels that :mod:`surgery.ops.backend` has for the
-tensors at hand, else as the composition in :mod:`surgery.ops.reference`; callers see only :func:`pix` and
+gradient and ``surgery::pix_fuse`` the last step alone. Each runs on the kernels that :mod:`surgery.ops.backend` has
+for the tensors at hand, else as the composition in :mod:`surgery.ops.reference`; callers see only :func:`pix` and
 :func:`pix_fuse`.
 """
 

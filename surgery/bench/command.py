@@ -1,0 +1,89 @@
+"""``python -m surgery bench``: its options, and what they run."""
+
+import argparse
+import itertools
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from surgery.atomic_file import write_atomically
+from surgery.bench import report
+from surgery.bench.networks import DTYPES, LAYOUTS, MODES, Setting, bench_network
+from surgery.bench.operator import SIZES, bench_operator
+
+Pairs = Callable[[], Iterator[tuple[str, nn.Module, nn.Module]]]
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """The options beside the models and the surgery; lists are separated by commas, every combination is run."""
+    command.add_argument("--batch", type=_numbers, default=[1, 8], metavar="N,…", help="batch sizes (default: 1,8)")
+    command.add_argument(
+        "--threads", type=_numbers, default=[None], metavar="N,…", help="CPU threads (default: torch's)"
+    )
+    command.add_argument("--dtype", type=_names, default=["float32"], metavar="NAME,…", help=", ".join(DTYPES))
+    command.add_argument("--layout", type=_names, default=["channels_last"], metavar="NAME,…", help=", ".join(LAYOUTS))
+    command.add_argument("--run", type=_names, default=["eager"], metavar="HOW,…", dest="how", help=", ".join(MODES))
+    command.add_argument("--training", action="store_true", help="a training step (SGD) instead of inference")
+    command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    command.add_argument("--op", action="store_true", help="the operator alone at ResNet-50's sites, against bandwidth")
+    command.add_argument("--seconds", type=float, default=10.0, help="per setting (default: 10)")
+    command.add_argument("--record", metavar="FILE", help="write the results into this Markdown file, with the machine")
+    command.add_argument("--plot", metavar="FILE", help="draw the ratios (.png, .svg, .pdf)")
+
+
+def run(given: argparse.Namespace, pairs: Pairs, arguments: Sequence[str]) -> str:
+    """Time what ``given`` asks for; ``pairs`` yields (name, original, converted). Returns the tables."""
+    if not given.seconds > 0:
+        raise ValueError(f"--seconds {given.seconds}: a positive number is needed")
+    settings = list(_settings(given))
+    parts = []
+    if given.op:
+        timed = [(s, bench_operator(z, s, seconds=given.seconds)) for s in _operator_settings(settings) for z in SIZES]
+        parts.append(report.operator_table(timed))
+    rows = [
+        (name, setting, bench_network(original, converted, setting, _size(given, original), seconds=given.seconds))
+        for name, original, converted in pairs()
+        for setting in settings
+    ]
+    if rows:
+        parts.append(report.network_table(rows))
+    where = report.machine(given.device)
+    results = "\n\n".join(parts)
+    if given.plot and rows:
+        write_atomically(given.plot, report.drawn(rows, Path(given.plot).suffix))
+    if given.record:
+        left_out = ("--record", "--plot")
+        shown = [a for a, before in zip(arguments, ["", *arguments], strict=False) if not {a, before} & set(left_out)]
+        report.record(given.record, f"python -m surgery {shlex.join(shown)}", where, results)
+    return f"{where}\n\n{results}"
+
+
+def _settings(given: argparse.Namespace) -> Iterator[Setting]:
+    axes = (given.how, given.dtype, given.layout, given.threads, given.batch)
+    for how, dtype, layout, threads, batch in itertools.product(*axes):
+        yield Setting(batch, how, dtype, layout, threads, given.device, given.training)
+
+
+def _operator_settings(settings: list[Setting]) -> list[Setting]:
+    """Each once, whatever way the network is run."""
+    plain = (Setting(s.batch, "eager", s.dtype, s.layout, s.threads, s.device) for s in settings)
+    return list(dict.fromkeys(plain))
+
+
+def _size(given: argparse.Namespace, model: nn.Module) -> tuple[int, ...]:
+    config: Any = getattr(model, "pretrained_cfg", None) or {}
+    return tuple(given.input_size or config.get("input_size") or (3, 224, 224))
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: whole numbers such as 1,8 are needed") from None
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")

@@ -1,0 +1,123 @@
+"""Tables, plots and recorded results of benchmarks."""
+
+import io
+import os
+import platform
+import re
+from collections.abc import Sequence
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from surgery.atomic_file import write_atomically
+from surgery.bench.networks import Setting
+from surgery.bench.operator import OperatorResult
+from surgery.bench.timing import Timing
+from surgery.ops.backend import backend
+from surgery.table import table
+
+Row = tuple[str, Setting, Timing]
+RATIOS = (("converted", "original"), ("free", "original"), ("converted", "free"))
+
+
+def network_table(rows: Sequence[Row]) -> str:
+    """Milliseconds and ratios with the quartiles of their rounds."""
+    head = ("model", "setting", "original", "converted", "free", *(f"{a}/{b}" for a, b in RATIOS))
+    body = []
+    for name, setting, timing in rows:
+        times = [f"{timing.median(part) * 1e3:.1f} ms" for part in ("original", "converted", "free")]
+        ratios = ["{:.3f} [{:.3f} {:.3f}]".format(*timing.ratio(a, b)) for a, b in RATIOS]
+        body.append((name, describe(setting), *times, *ratios))
+    return table(head, body, right=(2, 3, 4))
+
+
+def operator_table(rows: Sequence[tuple[Setting, OperatorResult]]) -> str:
+    """Forward against the bandwidth limit, training step against conv + BN + ReLU."""
+    head = ("site", "setting", "copy", "limit", "from memory", "share", "just used", "share", "training / conv+BN+ReLU")
+    body = []
+    for setting, result in rows:
+        training = "{:.3f} [{:.3f} {:.3f}]".format(*result.training.ratio("pix", "conv"))
+        body.append(
+            (
+                "{}→{} at {}²".format(*result.size),
+                describe(setting),
+                f"{result.bandwidth / 1e9:.1f} GB/s",
+                f"{result.floor * 1e3:.3f} ms",
+                f"{result.cold * 1e3:.3f} ms",
+                f"{result.floor / result.cold:.2f}",
+                f"{result.warm * 1e3:.3f} ms",
+                f"{result.floor / result.warm:.2f}",
+                training,
+            )
+        )
+    return table(head, body, right=(2, 3, 4, 5, 6, 7))
+
+
+def describe(setting: Setting) -> str:
+    """A setting in a few words."""
+    threads = "" if setting.threads is None else f", {setting.threads} thread{'s' * (setting.threads > 1)}"
+    step = "training step, " if setting.training else ""
+    layout = "" if setting.mode == "onnx" else f", {setting.layout}"
+    return f"{step}{setting.mode}, {setting.dtype}{layout}, batch {setting.batch}{threads}"
+
+
+def machine(device: str = "cpu") -> str:
+    """The machine, the versions and what runs the sites."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("surgery", "torch", "timm"))
+    if device.startswith("cuda"):
+        where = torch.cuda.get_device_name(device)
+    else:
+        where = f"{_processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    system = f"{platform.system()}, Python {platform.python_version()}"
+    return f"{where}; {system}; {versions}; PiX: {backend(torch.device(device).type)}"
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r"model name\s*:\s*(.+)", text)
+    return found.group(1).strip() if found else platform.machine()
+
+
+def record(path: str | os.PathLike[str], command: str, where: str, results: str) -> None:
+    """Write a section of results into a Markdown file, in place of an earlier one of the same command and machine."""
+    file = Path(path)
+    before = file.read_text() if file.exists() else "# Results\n"
+    title = f"## `{command}`\n\nMachine: {where}.\n"
+    section = f"{title}Measured {date.today().isoformat()}.\n\n```\n{results}\n```\n"
+    if title in before:
+        begin = before.index(title)
+        end = before.find("\n## ", begin + 1)
+        after = before[:begin] + section + (before[end:] if end >= 0 else "")
+    else:
+        after = f"{before.rstrip()}\n\n{section}"
+    write_atomically(file, after.encode())
+
+
+def drawn(rows: Sequence[Row], suffix: str = ".png") -> bytes:
+    """A picture: bars of converted ÷ original with quartiles, and the floor (free ÷ original) as a mark."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1.2 + 0.45 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    labels = [f"{name}: {describe(setting)}" for name, setting, _ in rows]
+    ratios = [timing.ratio("converted", "original") for _, _, timing in rows]
+    floors = [timing.ratio("free", "original")[0] for _, _, timing in rows]
+    places = range(len(rows))
+    whiskers = [[max(0.0, r - low) for r, low, _ in ratios], [max(0.0, high - r) for r, _, high in ratios]]
+    axes.barh(places, [r for r, _, _ in ratios], xerr=whiskers, color="#4477aa", label="converted ÷ original")
+    axes.plot(floors, places, "|", color="#cc3311", markersize=16, markeredgewidth=3, label="sites for free ÷ original")
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_yticks(list(places), labels)
+    axes.invert_yaxis()
+    axes.set_xlabel("time ÷ time of the original (less is faster)")
+    figure.legend(loc="outside lower center", ncols=2)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=suffix.lstrip(".") or "png")
+    return buffer.getvalue()
