@@ -1,6 +1,5 @@
 """Inserting a channel squeeze before spatial convolutions (modes ``downscale`` and ``prune``)."""
 
-import itertools
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from surgery.graph import ModelGraph
 from surgery.graph.dataflow import conv_spec
 from surgery.layers import SqueezedConv2d
 from surgery.methods.registry import Proposal
-from surgery.ops.reference import subset_bounds
+from surgery.ops.reference import subset_members
 from surgery.request import Request, matches
 from surgery.sites import Site, Skipped, first_of_stage, spatial_sites
 
@@ -66,7 +65,7 @@ def _unwanted(graph: ModelGraph, request: Request, site: Site, zeta: int | None)
     return request.wants(site.name)
 
 
-def insert_before(model: nn.Module, edit: Edit, conv: nn.Conv2d, squeeze: nn.Module, gain: float) -> None:
+def insert_before(model: nn.Module, edit: Edit, conv: nn.Conv2d, squeeze: nn.Module, gain: float, grouping: str = "contiguous") -> None:
     """Put ``squeeze`` in front of a convolution and narrow the convolution's input to match.
 
     The convolution's new filters are the sums of the old ones over each subset, times ``gain``: what it computed
@@ -74,16 +73,16 @@ def insert_before(model: nn.Module, edit: Edit, conv: nn.Conv2d, squeeze: nn.Mod
     """
     width = int(edit.arguments["squeezed"])
     with torch.no_grad():
-        weight = nn.Parameter(_sum_subsets(conv, width) * gain, conv.weight.requires_grad)
+        weight = nn.Parameter(_sum_subsets(conv, width, grouping) * gain, conv.weight.requires_grad)
     squeeze.to(device=conv.weight.device, dtype=conv.weight.dtype)
     replace(model, edit.site, SqueezedConv2d.wrap(conv, squeeze, weight))
 
 
-def _sum_subsets(conv: nn.Conv2d, width: int) -> Tensor:
+def _sum_subsets(conv: nn.Conv2d, width: int, grouping: str) -> Tensor:
     if width == conv.in_channels:
         return conv.weight.clone()
-    bounds = subset_bounds(conv.in_channels, width)
-    return torch.stack([conv.weight[:, low:high].sum(1) for low, high in itertools.pairwise(bounds)], 1)
+    members = subset_members(conv.in_channels, width, grouping)
+    return torch.stack([conv.weight[:, channels].sum(1) for channels in members], 1)
 
 
 def apply_pooled_head(model: nn.Module) -> None:

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import warnings
 
 import pytest
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 import surgery
+from surgery.edit import apply
 from surgery.errors import NoSitesError
 from surgery.layers import PiX
 from tests.ops.loop_pix import loop_pix
@@ -293,3 +295,37 @@ def test_inductor_trains_a_converted_network():
     model(x).square().mean().backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("grouping", ["contiguous", "strided"])
+def test_inserted_squeeze_reads_the_filters_of_its_own_subsets(grouping):
+    """Where a subset's channels agree, a downscaled convolution gives what it gave before."""
+    conv = torch.nn.Conv2d(8, 6, 3, padding=1)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), conv).eval()
+    converted = surgery.convert(model, mode="downscale", zeta=2, insert="2", grouping=grouping).eval()
+    x = torch.rand(2, 4, 5, 5)
+    x = x.repeat_interleave(2, 1) if grouping == "contiguous" else x.repeat(1, 2, 1, 1)
+    torch.testing.assert_close(converted[2](x), conv(x))
+
+
+def test_strided_grouping_is_kept_in_the_file(tmp_path):
+    model = surgery.convert(surgery.create("resnet26"), grouping="strided").eval()
+    surgery.save(model, tmp_path / "m.safetensors")
+    loaded = surgery.load(tmp_path / "m.safetensors")
+    assert loaded.layer2[1].conv1.grouping == "strided"
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model(x))
+
+
+def test_a_file_from_before_grouping_has_contiguous_subsets():
+    model = surgery.create("resnet26")
+    edits = surgery.plan(model, zeta=4).edits
+    older = [dataclasses.replace(e, arguments={k: v for k, v in e.arguments.items() if k != "grouping"}) for e in edits]
+    assert len(older[0].arguments) < len(edits[0].arguments)
+    assert apply(model, older).layer1[0].conv1.grouping == "contiguous"
+
+
+def test_unknown_grouping_is_refused():
+    with pytest.raises(ValueError, match="grouping='random'"):
+        surgery.plan(surgery.create("resnet26"), grouping="random")

@@ -82,7 +82,8 @@ class PiXMethod:
         config = PiXConfig(**{name: arguments.pop(name) for name in names})
         conv = checked_conv(model, edit)
         if "squeezed" in arguments:
-            insert_before(model, edit, conv, *self._inserted(conv, int(arguments["squeezed"]), config))
+            pix, gain = self._inserted(conv, int(arguments["squeezed"]), config)
+            insert_before(model, edit, conv, pix, gain, config.grouping)
             return
         replace(model, edit.site, PiX.from_conv(conv, **config.layer_arguments()))
         drop(model, arguments["identity"])
