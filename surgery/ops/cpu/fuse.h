@@ -172,14 +172,22 @@ inline void fuse_run(const T* x, int64_t size, int64_t step, int64_t apart, int6
     if constexpr (!EXACT) seen += r.sum * 0;
   };
   int64_t k = 0;
-  if (apart == 1 && (take || weighted))
-    for (; k + L <= count; k += L) finish(reduce_apart<EXACT, INDEX, MIN>(x + k, size, step), k, L);
-  else if (apart == 1)
-    for (; k + L <= count; k += L) {
-      V total = load(x + k);
-      for (int64_t j = 1; j < size; ++j) total += load(x + k + j * step);
-      finish(Reduced<C>{total, total, {}}, k, L);
-    }
+  if (apart == 1 && count >= L) {
+    // the last vector ends where the values end, and does some of them twice
+    if (take || weighted)
+      for (; k < count; k += L) {
+        const int64_t at = std::min(k, count - L);
+        finish(reduce_apart<EXACT, INDEX, MIN>(x + at, size, step), at, L);
+      }
+    else
+      for (; k < count; k += L) {
+        const int64_t at = std::min(k, count - L);
+        V total = load(x + at);
+        for (int64_t j = 1; j < size; ++j) total += load(x + at + j * step);
+        finish(Reduced<C>{total, total, {}}, at, L);
+      }
+    return;
+  }
   for (; k < count; k += L) {
     const int64_t n = std::min<int64_t>(L, count - k);
     Reduced<C> r{};

@@ -79,8 +79,11 @@ template <class T, bool PRODUCT> typename Compute<T>::C sum_plane(const T* a, co
       for (int u = 0; u < 4; ++u) sums[u] += term<T, PRODUCT>(a + k + u * L, PRODUCT ? b + k + u * L : nullptr);
     for (; k + L <= end; k += L) sums[0] += term<T, PRODUCT>(a + k, PRODUCT ? b + k : nullptr);
     if (k < end) {
-      auto value = load_some(a + k, end - k);
-      if constexpr (PRODUCT) value = value * load_some(b + k, end - k);
+      const auto rest = [&](const T* from) {
+        return end >= L ? load_last(from + end, end - k) : load_some(from + k, end - k);
+      };
+      auto value = rest(a);
+      if constexpr (PRODUCT) value = value * rest(b);
       sums[1] += value;
     }
     total += sum_lanes<C>((sums[0] + sums[1]) + (sums[2] + sums[3]));

@@ -102,7 +102,9 @@ void spread_planes(const PixSite& site, const Subsets& subsets, const Factors<ty
         for (int64_t r = 0; r < site.h; ++r) store_all(plane + r * site.w, row.data(), site.w);
       }
       for (int64_t row = 0; row < rows; ++row)
-        for (int64_t column = 0; column < width; column += L) {
+        for (int64_t start = 0; start < width; start += L) {
+          // the last vector ends where the row ends, and does some of it twice
+          const int64_t column = width >= L ? std::min(start, width - L) : start;
           const int64_t n = std::min<int64_t>(L, width - column);
           const int64_t from = i * site.out_h * site.out_w + row * width + column;
           const V value = n == L ? load(grad + from) : load_some(grad + from, n);

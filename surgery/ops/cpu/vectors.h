@@ -93,6 +93,15 @@ template <class T, class V> inline void store_some(T* p, V v, int64_t n) {
   std::memcpy(p, buffer, n * sizeof(T));
 }
 
+// The last n of the lanes before `end`, the others zero. All lanes must be there to read.
+template <class T> inline auto load_last(const T* end, int64_t n) {
+  using W = Vec<typename Compute<T>::C>;
+  typename W::M lane;
+  for (int l = 0; l < W::lanes; ++l) lane[l] = l;
+  const auto v = load(end - W::lanes);
+  return lane >= typename W::I(W::lanes - n) ? v : typename W::V{};
+}
+
 template <class C> inline C sum_lanes(typename Vec<C>::V v) {
   C total = 0;
   for (int l = 0; l < Vec<C>::lanes; ++l) total += v[l];
