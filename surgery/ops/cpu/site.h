@@ -48,6 +48,19 @@ template <class Function> void run(const PixSite& site, bool parallel, int64_t c
   for (std::thread& other : others) other.join();
 }
 
+// tau as p's type has it, which is what a comparison with p means in PyTorch.
+template <class C> C rounded_tau(const PixSite& site) {
+  typename Vec<C>::V value = {};
+  value[0] = C(site.tau);
+  if constexpr (std::is_same_v<C, float>) {
+    bf16 b;
+    f16 h;
+    if (site.weight_type == PIX_BF16) return store_some(&b, value, 1), load_some(&b, 1)[0];
+    if (site.weight_type == PIX_F16) return store_some(&h, value, 1), load_some(&h, 1)[0];
+  }
+  return value[0];
+}
+
 // Which channels a subset has: first, first + step, …
 struct Subsets {
   std::vector<int64_t> first, size;
@@ -72,10 +85,11 @@ template <class C> struct Factors {
 
   Factors(const PixSite& site, const Subsets& subsets, const C* p)
       : extreme(site.out + Vec<C>::lanes), sum(site.out + Vec<C>::lanes), take(site.out + Vec<C>::lanes) {
+    const C tau = rounded_tau<C>(site);
     for (int64_t i = 0; i < site.out; ++i) {
       extreme[i] = p[i];
       sum[i] = (site.weighted ? 1 - p[i] : p[i]) / C(subsets.size[i]);
-      take[i] = site.single ? (site.single == 1 ? -1 : 0) : (p[i] <= site.tau ? -1 : 0);
+      take[i] = site.single ? (site.single == 1 ? -1 : 0) : (p[i] <= tau ? -1 : 0);
     }
   }
 };

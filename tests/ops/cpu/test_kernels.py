@@ -113,6 +113,17 @@ def test_p_exactly_tau_takes_the_max_and_the_first_of_equals(dtype):
     assert torch.equal(index.long(), first)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_tau_is_compared_in_the_dtype_of_p(dtype):
+    """As PyTorch does: a p that is tau rounded equals tau."""
+    x = torch.arange(4.0, dtype=dtype).reshape(1, 4, 1, 1)
+    for tau in (0.3, 0.1, 0.7):
+        p = torch.full((1, 1), tau, dtype=dtype)
+        assert (p <= tau).all()
+        y = cpu.pix_fuse(x, p, tau, "threshold", "max+avg", (1, 1), "contiguous")
+        torch.testing.assert_close(y.flatten(), 3 * p.flatten())
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("shape", [s for s in SHAPES if s[1] < 5000], ids=str)
