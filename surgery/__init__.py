@@ -1,9 +1,10 @@
-"""Model surgery for pretrained ConvNets: plan, convert, count, save, load."""
+"""Model surgery for pretrained ConvNets: plan, convert, count, save, load, export."""
 
 from surgery import checkpoint, errors
 from surgery.checkpoint import load, save
 from surgery.convert import convert
 from surgery.cost import Cost, cost
+from surgery.export import export
 from surgery.inference import optimize_for_inference
 from surgery.plan import Plan, plan
 from surgery.source import Source, create, register_builder
@@ -18,6 +19,7 @@ __all__ = [
     "cost",
     "create",
     "errors",
+    "export",
     "load",
     "optimize_for_inference",
     "plan",

@@ -14,6 +14,7 @@ import surgery
 from surgery.bench.command import add_options
 from surgery.bench.command import run as bench_command
 from surgery.errors import SurgeryError
+from surgery.export.formats import FORMATS
 from surgery.layers import SurgeryLayer
 from surgery.methods import methods
 from surgery.request import HEADS, MODES, PROJECTIONS
@@ -60,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_surgery(bench)
     add_options(bench)
     bench.set_defaults(run=_bench)
+    export = commands.add_parser("export", help="write a model for another runtime, checked against the original")
+    _add_model(export)
+    export.add_argument("--out", required=True, metavar="FILE", help="the file to write: .onnx or .pt2")
+    export.add_argument("--format", help=f"one of: {', '.join(FORMATS)} (default: what the suffix says)")
+    export.set_defaults(run=_export)
     check = commands.add_parser("load-check", help="load a file and say what it holds; fails where anything is wrong")
     check.add_argument("name", metavar="FILE")
     check.set_defaults(run=_load_check)
@@ -188,6 +194,11 @@ def _pairs(given: argparse.Namespace) -> Iterator[tuple[str, nn.Module, nn.Modul
             yield name, build(source), model
         else:
             yield name, model, surgery.convert(model, given.method, strict=True, **_arguments(given))
+
+
+def _export(given: argparse.Namespace) -> str:
+    surgery.export(_model(given), given.out, format=given.format, input_size=given.input_size)
+    return f"wrote {given.out} ({si(Path(given.out).stat().st_size, 'B')}), checked against the model"
 
 
 def _load_check(given: argparse.Namespace) -> str:

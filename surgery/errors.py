@@ -24,6 +24,10 @@ class SourceError(SurgeryError):
     """A model cannot be rebuilt from what is known of how it was made."""
 
 
+class ExportError(SurgeryError):
+    """A model cannot be written in another runtime's format, or the file computes something else."""
+
+
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Raise ValueError unless ``value`` is one of ``choices``."""
     accepted = list(choices)

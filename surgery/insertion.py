@@ -65,7 +65,9 @@ def _unwanted(graph: ModelGraph, request: Request, site: Site, zeta: int | None)
     return request.wants(site.name)
 
 
-def insert_before(model: nn.Module, edit: Edit, conv: nn.Conv2d, squeeze: nn.Module, gain: float, grouping: str = "contiguous") -> None:
+def insert_before(
+    model: nn.Module, edit: Edit, conv: nn.Conv2d, squeeze: nn.Module, gain: float, grouping: str = "contiguous"
+) -> None:
     """Put ``squeeze`` in front of a convolution and narrow the convolution's input to match.
 
     The convolution's new filters are the sums of the old ones over each subset, times ``gain``: what it computed

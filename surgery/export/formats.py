@@ -1,0 +1,128 @@
+"""The three formats: how a traced program is written to a file, and how that file is run again."""
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from surgery.errors import ExportError, check_choice
+from surgery.export.images import Images
+
+Run = Callable[[Tensor], list[Tensor]]
+LEAST_OPSET = 18  # older ones have no reductions over axes given as input, which torch writes
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of file.
+
+    Attributes:
+        suffix: of its files.
+        write: (program, images, file, opset) → None.
+        load: file → a function that runs it.
+        packages: what it needs besides torch.
+        on_cpu: whether the file is made from a copy on the CPU, whatever device the model is on.
+        any_size: whether height and width are left free unless the caller decides.
+    """
+
+    suffix: str
+    write: Callable[[ExportedProgram, Images, Path, int | None], None]
+    load: Callable[[Path], Run]
+    packages: Sequence[str] = ()
+    on_cpu: bool = True
+    any_size: bool = True
+
+
+def format_named(name: str | None, path: Path) -> tuple[str, Format]:
+    """The format asked for, or the only one with the path's suffix.
+
+    Raises:
+        ValueError: an unknown format, or a suffix that is unknown, ambiguous or not the format's.
+        ExportError: a package that the format needs is not installed.
+    """
+    if name is None:
+        fitting = [name for name, form in FORMATS.items() if form.suffix == path.suffix]
+        if not fitting:
+            known = ", ".join(f"{form.suffix} ({name})" for name, form in FORMATS.items())
+            raise ValueError(f"the suffix of {str(path)!r} names no format: one of {known} is needed")
+        if len(fitting) > 1:
+            raise ValueError(f"{str(path)!r} may be of several formats: pass format={' or '.join(map(repr, fitting))}")
+        name = fitting[0]
+    check_choice("format", name, FORMATS)
+    form = FORMATS[name]
+    if path.suffix != form.suffix:
+        raise ValueError(f"{str(path)!r}: a file of format {name!r} ends in {form.suffix}")
+    missing = [package for package in form.packages if find_spec(package) is None]
+    if missing:
+        raise ExportError(f"format {name!r} needs {', '.join(missing)}: pip install 'surgery[export]'")
+    return name, form
+
+
+def _write_onnx(program: ExportedProgram, images: Images, file: Path, opset: int | None) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of exporter and optimiser about themselves; the file is checked
+        written = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=opset,
+            input_names=["image"],
+            dynamic_shapes=(images.names(),),
+            verbose=False,
+        )
+    assert written is not None
+    found = written.model.opset_imports.get("")
+    if opset is not None and found != opset:
+        raise ExportError(f"operators of this model have no form in opset {opset}; {found} has one for each")
+    file.write_bytes(written.model_proto.SerializeToString())
+
+
+def _load_onnx(file: Path) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4  # it raises besides; one report of a failure is enough
+    session = onnxruntime.InferenceSession(os.fspath(file), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda image: [torch.from_numpy(array) for array in session.run(None, {name: image.numpy()})]
+
+
+def _write_program(program: ExportedProgram, images: Images, file: Path, opset: int | None) -> None:
+    torch.export.save(program, file)
+
+
+def _load_program(file: Path) -> Run:
+    return _returning_list(torch.export.load(file).module())
+
+
+def _write_compiled(program: ExportedProgram, images: Images, file: Path, opset: int | None) -> None:
+    torch._inductor.aoti_compile_and_package(program, package_path=os.fspath(file))
+
+
+def _load_compiled(file: Path) -> Run:
+    return _returning_list(torch._inductor.aoti_load_package(os.fspath(file)))
+
+
+def _returning_list(module: Callable[[Tensor], Any]) -> Run:
+    return lambda image: tensors_of(module(image))
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """The tensors of whatever a model returns, in the order in which every format keeps them."""
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+FORMATS = {
+    "onnx": Format(".onnx", _write_onnx, _load_onnx, ("onnx", "onnxscript", "onnxruntime")),
+    "torch-export": Format(".pt2", _write_program, _load_program),
+    # compiled code is for one kind of device, and faster for one size of image
+    "aotinductor": Format(".pt2", _write_compiled, _load_compiled, on_cpu=False, any_size=False),
+}
