@@ -1,7 +1,7 @@
 """The operators of a PiX site, through torch.library.
 
 ``surgery::pix`` is a whole site without gradient, ``surgery::pix_with_index`` the same in training (it keeps the place
-of each extreme, one byte per output value, so that the backward pass needs no x), ``surgery::pix_backward`` its
+of each extreme, one byte per output value, so that the backward pass reads no x), ``surgery::pix_backward`` its
 gradient and ``surgery::pix_fuse`` the last step alone. Each runs on the kernels that :mod:`surgery.ops.backend` has
 for the tensors at hand, else as the composition in :mod:`surgery.ops.reference`; callers see only :func:`pix` and
 :func:`pix_fuse`.
@@ -158,24 +158,37 @@ def _(x, p, tau, fusion, operator, stride, grouping="contiguous"):  # type: igno
 def _with_index_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     x, weight, bias, *ctx.arguments = inputs
     y, p, context, index = output
-    ctx.has_bias, ctx.size = bias is not None, list(x.shape[2:])
     ctx.mark_non_differentiable(index)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(y, p, context, index, weight)
+    ctx.save_for_backward(x, weight, bias, p, context, index)
+    # not saved the usual way, which forbids a ReLU in place behind the site: a convolution permits it. The alias shares
+    # y's version, by which the backward pass knows whether it still is what it was
+    ctx.y, ctx.version = y.detach(), y._version
 
 
 def _with_index_autograd(ctx, grad, grad_p, grad_context, _):  # type: ignore[no-untyped-def]
-    y, p, context, index, weight = ctx.saved_tensors
-    grad = torch.zeros_like(y) if grad is None else grad
+    x, weight, bias, p, context, index = ctx.saved_tensors
+    tau, operator, activation, stride, grouping = ctx.arguments
     grad_p = torch.zeros_like(p) if grad_p is None else grad_p
-    # the operator has no derivative of its own: where a second one is wanted, its composition has
-    backward = gradients.site_backward if torch.is_grad_enabled() else _pix_backward
-    with torch.autocast(y.device.type, enabled=False):
-        dx, dlogits = backward(grad, grad_p, y, p, index, weight, ctx.size, *ctx.arguments)
+    size = [x.shape[2], x.shape[3]]
+    with torch.autocast(x.device.type, enabled=False):
+        if torch.is_grad_enabled():
+            # a second derivative is wanted: all must carry its own dependence on x and the weights
+            context = reference.describe(x)
+            p = reference.predict(context, weight, bias, activation)
+            y = reference.fuse(x, p, tau, "threshold", operator, stride, grouping)
+            grad = torch.zeros_like(y) if grad is None else grad
+            dx, dlogits = gradients.site_backward(grad, grad_p, y, p, index, weight, size, *ctx.arguments)
+        else:
+            y, ctx.y = ctx.y, None  # lest it outlives this pass
+            if y is None or y._version != ctx.version:
+                y = _pix_fuse(x, p, tau, "threshold", operator, stride, grouping)
+            grad = torch.zeros_like(y) if grad is None else grad
+            dx, dlogits = _pix_backward(grad, grad_p, y, p, index, weight, size, *ctx.arguments)
         dweight = (dlogits.t() @ context.to(dlogits.dtype)).reshape(weight.shape)
-        if grad_context is not None:  # only a second derivative, through dweight, gets here
-            dx = dx + (grad_context / (ctx.size[0] * ctx.size[1]))[:, :, None, None].to(dx.dtype)
-    return dx, dweight, dlogits.sum(0) if ctx.has_bias else None, None, None, None, None, None
+        if grad_context is not None:
+            dx = dx + (grad_context / (size[0] * size[1]))[:, :, None, None].to(dx.dtype)
+    return dx, dweight, None if bias is None else dlogits.sum(0), None, None, None, None, None
 
 
 def _fuse_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from surgery import ops
 from surgery.ops import reference
+from surgery.ops.backend import composition
 from tests.ops.loop_pix import loop_pix
 
 VARIANTS = [
@@ -176,3 +177,36 @@ def test_flop_counter_counts_the_predictor():
 def test_empty_batch():
     x, weight, bias = inputs(n=1)
     assert ops.pix(x[:0], weight, bias)[0].shape == (0, 2, 3, 4)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("inplace", [torch.relu_, torch.sin_, lambda y: y.mul_(3)])
+def test_an_operation_in_place_behind_the_site(inplace, compiled):
+    """A convolution permits it; gradients are those of the composition with the operation out of place."""
+
+    def gradients(site, follow):
+        leaves = [t.requires_grad_() for t in inputs(c=8, out=2)]
+        follow(site(*leaves)).square().sum().backward()
+        return [t.grad for t in leaves]
+
+    def site(x, weight, bias):
+        return ops.pix(x, weight, bias)[0]
+
+    plain = {torch.relu_: torch.relu, torch.sin_: torch.sin}.get(inplace, lambda y: y * 3)
+    with composition():
+        expected = gradients(lambda *t: ops.pix(*t)[0].clone(), plain)
+    run = (
+        (lambda *t: inplace(site(*t)))
+        if not compiled
+        else torch.compile(lambda *t: inplace(site(*t)), backend="aot_eager", fullgraph=True)
+    )
+    torch.testing.assert_close(gradients(run, lambda y: y), expected)
+
+
+def test_backward_twice_through_a_kept_graph():
+    leaves = [t.requires_grad_() for t in inputs(c=8, out=2)]
+    total = ops.pix(*leaves)[0].square().sum()
+    total.backward(retain_graph=True)
+    once = [t.grad.clone() for t in leaves]
+    total.backward()
+    torch.testing.assert_close([t.grad for t in leaves], [2 * g for g in once])
