@@ -22,8 +22,8 @@ def in_a_process(name, **variables):
 
 def test_kernels_on_a_device_or_in_the_interpreter():
     variables = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
-    assert in_a_process("triton_checks.py", **variables) >= 30
+    assert in_a_process("triton_checks.py", **variables) >= 60
 
 
 def test_kernels_compile_without_a_device():
-    assert in_a_process("triton_compiles.py") == 8
+    assert in_a_process("triton_compiles.py") >= 20

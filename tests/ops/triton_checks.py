@@ -10,6 +10,8 @@ import torch
 
 from surgery import ops
 from surgery.ops import gradients, reference, triton_kernels
+from surgery.ops.triton_kernels import fusing, pooling, site
+from tests.ops.loop_pix import loop_pix
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ON_CUDA = pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
@@ -19,6 +21,17 @@ SHAPES = [(2, 16, 4, 3, 5), (1, 6, 3, 2, 2), (1, 7, 3, 5, 1), (1, 70, 70, 2, 2),
 LARGE = [(3, 256, 64, 40, 40), (2, 512, 100, 7, 7), (1, 2048, 512, 7, 7), (5, 64, 64, 56, 56)]
 if DEVICE == "cuda":
     SHAPES += LARGE
+
+
+@pytest.fixture(params=["tiled", "small"] if DEVICE == "cuda" else ["tiled"], autouse=True)
+def path(request, monkeypatch):
+    """Sites in one launch where they are small, or all in several, here with so small tiles that maps are cut."""
+    if request.param == "tiled":
+        monkeypatch.setattr(fusing, "SMALL", 0)
+    if DEVICE == "cpu":
+        monkeypatch.setattr(pooling, "LANES", (8, 8))
+        monkeypatch.setattr(pooling, "TILE", 32)
+    return request.param
 
 
 def tensors(shape, dtype, form):
@@ -39,7 +52,7 @@ def check(
     y, p, context, index = triton_kernels.pix(
         x, weight, bias, 0.5, fusion, operator, activation, stride, grouping, with_index
     )
-    wide = [t.double() for t in (context, weight, bias)]
+    wide = [None if t is None else t.double() for t in (context, weight, bias)]
     torch.testing.assert_close(context.double(), x.double().mean((2, 3)), rtol=1e-5, atol=1e-5, equal_nan=True)
     torch.testing.assert_close(p.double(), reference.predict(*wide, activation), **tolerance)
     expected = reference.fuse(x.double(), p.double(), 0.5, fusion, operator, stride, grouping)
@@ -68,10 +81,76 @@ def test_shapes_strides_and_groupings(shape, form):
             check(*tensors(shape, dtype, form), stride, grouping)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_small_sites_in_one_launch(dtype, form, monkeypatch):
+    monkeypatch.setattr(fusing, "SMALL", 8192)
+    monkeypatch.setattr(pooling, "means", None)  # it takes no part
+    for shape, stride in itertools.product([*SHAPES[:3], SHAPES[4]], [(1, 1), (2, 1)]):
+        for grouping in reference.GROUPINGS:
+            check(*tensors(shape, dtype, form), stride, grouping, activation="tanh")
+        x, weight, _ = tensors(shape, dtype, form)
+        check(x, weight, None, stride, fusion="weighted")
+        check(x, weight, None, stride, operator="min")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("grouping", reference.GROUPINGS)
+@pytest.mark.parametrize("shape", [(2, 12, 3, 3, 4), (1, 7, 3, 5, 3), (1, 5, 5, 2, 2), (2, 9, 2, 1, 1)], ids=str)
+def test_equals_the_loops(shape, grouping, form):
+    x, weight, bias = tensors(shape, torch.float64, form)
+    for fusion, operator, stride in [
+        ("threshold", "max+avg", (1, 1)),
+        ("weighted", "max+avg", (2, 1)),
+        ("threshold", "min", (2, 2)),
+    ]:
+        y = triton_kernels.pix(x, weight, bias, 0.5, fusion, operator, "sigmoid", stride, grouping, False)[0]
+        expected = loop_pix(
+            x.cpu(), weight[:, :, None, None].cpu(), bias.cpu(), 0.5, fusion, operator, "sigmoid", stride, grouping
+        )
+        torch.testing.assert_close(y.cpu(), expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("grouping", reference.GROUPINGS)
+def test_index_is_of_the_first_nan_or_the_first_of_equals(grouping, form):
+    for shape in [(2, 12, 3, 3, 4), (1, 11, 3, 2, 3), (1, 80, 2, 2, 2)]:
+        x, weight, bias = tensors(shape, torch.float32, form)
+        x = x.round()  # many ties
+        x.permute(0, 2, 3, 1)[torch.rand(shape[0], *shape[3:], shape[1]) > 0.8] = float("nan")
+        x.permute(0, 2, 3, 1)[torch.rand(shape[0], *shape[3:], shape[1]) > 0.9] = float("-inf")
+        for operator in ("max+avg", "min"):
+            check(x, torch.zeros_like(weight), bias, grouping=grouping, operator=operator)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_offsets_of_64_bits_give_the_same(form, monkeypatch):
+    monkeypatch.setattr(site, "MARGIN", 2**31)  # as if every image were that large
+    site.site.cache_clear()
+    for grouping in reference.GROUPINGS:
+        check(*tensors(SHAPES[0], torch.float32, form), (2, 1), grouping)
+        check(*tensors(SHAPES[2], torch.float32, form), (1, 1), grouping)
+    site.site.cache_clear()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_weight_in_another_dtype_than_x(form):
+    for x_dtype, weight_dtype in [(torch.bfloat16, torch.float32), (torch.float32, torch.float16)]:
+        x = tensors(SHAPES[0], x_dtype, form)[0]
+        _, weight, bias = tensors(SHAPES[0], weight_dtype, form)
+        y, p, context, _ = triton_kernels.pix(
+            x, weight, bias, 0.5, "threshold", "max+avg", "sigmoid", [1, 1], "contiguous", False
+        )
+        assert (y.dtype, p.dtype, context.dtype) == (x_dtype, weight_dtype, torch.float32)
+        torch.testing.assert_close(p, reference.predict(context, weight, bias, "sigmoid"), rtol=2e-3, atol=2e-3)
+        expected = reference.fuse(x.double(), p.double(), 0.5, "threshold", "max+avg", [1, 1])
+        torch.testing.assert_close(y.double(), expected, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("form", FORMS)
 def test_dtypes_and_variants(form, dtype):
-    for shape in SHAPES[:2]:
+    for shape in SHAPES[1:3]:
         given = tensors(shape, dtype, form)
         check(*given, activation="tanh")
         check(*given, fusion="weighted")
@@ -168,6 +247,25 @@ def test_cuda_graph():
         x.copy_(torch.randn_like(x))
         graph.replay()
         torch.testing.assert_close(captured, ops.pix(x, weight, bias))
+
+
+@ON_CUDA
+def test_captured_before_it_was_ever_measured():
+    x, weight, bias = tensors((2, 192, 48, 36, 20), torch.float16, "nhwc")
+    with torch.no_grad():
+        torch.nn.functional.linear(x.mean((2, 3)), weight, bias)  # cuBLAS makes its workspace
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = ops.pix(x, weight, bias, stride=(2, 2))
+        graph.replay()
+        torch.testing.assert_close(captured, ops.pix(x, weight, bias, stride=(2, 2)))
+
+
+@ON_CUDA
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_runs_on_the_device_of_x():
+    given = [t.to("cuda:1") for t in tensors(SHAPES[0], torch.float32, "nhwc")]
+    check(*given)
 
 
 @ON_CUDA

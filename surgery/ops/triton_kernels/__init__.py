@@ -1,24 +1,22 @@
-"""The PiX kernels for CUDA, in Triton (no build step), under the interface that :mod:`surgery.ops.pix` calls.
+"""The kernels for CUDA devices (Triton), under the interface that :mod:`surgery.ops.pix` calls.
 
-Maps are addressed by their strides, so one kernel serves both layouts; tiles run along the axis that is contiguous in
-memory. The bytes that must move bound them all: x is read once to pool and once to fuse (from L2 where an image is
-small), the backward pass reads neither x nor the weights' product with it, only dy, y and a uint8 index, and writes dx
-once. Sums have a fixed order: no atomics, so results repeat bit for bit.
+A site is three launches: the descriptor (``pooling``), its product with the weight (cuBLAS) and the fusion with the
+activation inside (``fusing``); small maps are one launch. The backward pass reads no x: Σ grad · y (``pooling``), the
+predictor's gradient in PyTorch, and one launch that writes dx (``spreading``). Nothing waits for the device and no
+size depends on data, so that all of it can be captured in a CUDA graph; sums have a fixed order and use no atomics.
 """
 
+import contextlib
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
+from torch.nn import functional as F
 
 from surgery.ops import gradients, reference
-from surgery.ops.triton_kernels.kernels import fuse_kernel, spread_kernel, sum_kernel
-
-POOLED = 1024  # pixels that one program adds up
-_SUMS = {torch.float32: tl.float32, torch.float64: tl.float64}
+from surgery.ops.triton_kernels import fusing, pooling, spreading
+from surgery.ops.triton_kernels.site import decision as decision_of
+from surgery.ops.triton_kernels.site import site as site_of
 
 
 def pix(
@@ -34,11 +32,24 @@ def pix(
     with_index: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, p, the descriptor (N, C) and the index of each extreme (empty unless asked for); see surgery.ops.pix."""
-    x = x.contiguous(memory_format=reference.layout(x))
-    context = _sum_pixels(x, None) / (x.shape[2] * x.shape[3])
-    with torch.autocast(x.device.type, enabled=False):
-        p = reference.predict(context, weight, bias, activation)
-    y, index = _fuse(x, p, tau, fusion, operator, stride, grouping, with_index)
+    form = reference.layout(x)
+    x, weight = x.contiguous(memory_format=form), weight.flatten(1).contiguous()
+    bias = None if bias is None else bias.to(weight.dtype).contiguous()
+    site = site_of(x.shape, weight.shape[0], tuple(stride), grouping, form)
+    y = _empty(site.output, x, x.dtype, form)
+    index = _empty(site.output, x, torch.uint8, form) if with_index else _empty((0,), x, torch.uint8)
+    p = _empty((site.images, site.subsets), x, weight.dtype)
+    context = _empty((site.images, site.channels), x, reference.computing_dtype(x))
+    place = index if with_index else None
+    decision = decision_of(tau, fusion, operator, x.dtype, p.dtype)
+    with _on(x):
+        if fusing.is_small(site):
+            fusing.small_site(site, decision, activation, x, weight, bias, y, p, context, place)
+        else:
+            rounded = context if context.dtype == weight.dtype else _empty(context.shape, x, weight.dtype)
+            pooling.means(site, x, context, rounded)
+            logits = F.linear(rounded, weight, bias)
+            fusing.fuse(site, decision, x, logits, y, place, p, activation)
     return y, p, context, index
 
 
@@ -46,8 +57,13 @@ def pix_fuse(
     x: Tensor, p: Tensor, tau: float, fusion: str, operator: str, stride: Sequence[int], grouping: str
 ) -> Tensor:
     """y from x and a p of the caller's own; see surgery.ops.pix_fuse."""
-    x = x.contiguous(memory_format=reference.layout(x))
-    return _fuse(x, p.contiguous(), tau, fusion, operator, stride, grouping, False)[0]
+    form = reference.layout(x)
+    x, p = x.contiguous(memory_format=form), p.contiguous()
+    site = site_of(x.shape, p.shape[1], tuple(stride), grouping, form)
+    y = _empty(site.output, x, x.dtype, form)
+    with _on(x):
+        fusing.fuse(site, decision_of(tau, fusion, operator, x.dtype, p.dtype), x, p, y)
+    return y
 
 
 def pix_backward(
@@ -67,118 +83,33 @@ def pix_backward(
     """dx and dlogits of a threshold site; see surgery.ops.gradients.site_backward."""
     form, exact = reference.layout(y), reference.computing_dtype(y)
     grad, y, index = (t.contiguous(memory_format=form) for t in (grad.to(y.dtype), y, index))
-    (n, subsets), channels = p.shape, weight.shape[1]
-    with torch.autocast(y.device.type, enabled=False):
-        total = _sum_pixels(grad, y)
-        exact_p = p.to(exact).contiguous()
+    shape = (p.shape[0], weight.shape[1], size[0], size[1])
+    site = site_of(shape, p.shape[1], tuple(stride), grouping, form)
+    decision = decision_of(tau, "threshold", operator, y.dtype, p.dtype)
+    p = p.contiguous()
+    total = _empty(tuple(p.shape), y, exact)
+    dx = _empty(shape, y, y.dtype, form)
+    with _on(y):
+        pooling.products(site, grad, y, total)
         dlogits, base = gradients.descriptor_gradient(
-            total, grad_p.to(exact), exact_p, weight.to(exact), list(size), activation
+            total, grad_p.to(exact), p.to(exact), weight.to(exact), list(size), activation
         )
-    dx = torch.empty((n, channels, *size), dtype=y.dtype, device=y.device, memory_format=form)
-    spread_kernel[_grid(size[0] * size[1], channels, n)](
-        grad,
-        exact_p,
-        index,
-        base.contiguous(),
-        dx,
-        channels,
-        subsets,
-        *size,
-        y.shape[3],
-        *stride,
-        *_strides(dx, form),
-        *_strides(y, form),
-        _rounded(tau, p),
-        STRIDED=grouping == "strided",
-        SINGLE=_single(operator),
-        SUM=_SUMS[exact],
-    )
+        spreading.spread(site, decision, grad, p, index, base.contiguous(), dx)
     return dx, dlogits.to(p.dtype)
 
 
-def _fuse(
-    x: Tensor,
-    p: Tensor,
-    tau: float,
-    fusion: str,
-    operator: str,
-    stride: Sequence[int],
-    grouping: str,
-    with_index: bool,
-) -> tuple[Tensor, Tensor]:
-    form = reference.layout(x)
-    n, channels, h, w = x.shape
-    subsets, out_h, out_w = p.shape[1], -(-h // stride[0]), -(-w // stride[1])
-    y = torch.empty((n, subsets, out_h, out_w), dtype=x.dtype, device=x.device, memory_format=form)
-    longest = -(-channels // subsets)
-    neighbours = form == torch.channels_last and grouping == "contiguous" and channels == longest * subsets
-    neighbours = neighbours and longest in (2, 4)
-    shape = y.shape if with_index else (0, 0, 0, 0)
-    index = torch.empty(shape, dtype=torch.uint8, device=x.device, memory_format=form)
-    fuse_kernel[_grid(out_h * out_w, subsets, n)](
-        x,
-        p,
-        y,
-        index,
-        channels,
-        subsets,
-        w,
-        out_h,
-        out_w,
-        *stride,
-        *_strides(x, form),
-        *_strides(y, form),
-        _rounded(tau, p),
-        LONGEST=longest,
-        NEIGHBOURS=longest if neighbours else 0,
-        STRIDED=grouping == "strided",
-        SINGLE=_single(operator),
-        WEIGHTED=fusion == "weighted",
-        MIN=operator == "min",
-        INDEX=with_index,
-        SUM=_SUMS[reference.computing_dtype(x)],
-    )
-    return y, index
+def _empty(
+    shape: Sequence[int], like: Tensor, dtype: torch.dtype, form: torch.memory_format = torch.contiguous_format
+) -> Tensor:
+    return torch.empty(tuple(shape), dtype=dtype, device=like.device, memory_format=form)
 
 
-def _sum_pixels(a: Tensor, b: Tensor | None) -> Tensor:
-    """(N, C): sums over the pixels of a, or of a · b, which has a's layout."""
-    form, exact = reference.layout(a), reference.computing_dtype(a)
-    n, channels, h, w = a.shape
-    parts = -(-h * w // POOLED)
-    total = torch.empty((n, parts, channels), dtype=exact, device=a.device)
-    tile = (16, 64) if form == torch.channels_last else (512, 2)
-    sum_kernel[(n, parts, triton.cdiv(channels, tile[1]))](
-        a,
-        a if b is None else b,
-        total,
-        channels,
-        h * w,
-        *_strides(a, form),
-        chunk=POOLED,
-        SUM=_SUMS[exact],
-        PRODUCT=b is not None,
-        PIXELS=tile[0],
-        CHANNELS=tile[1],
-    )
-    return total.sum(1) if parts > 1 else total[:, 0]
+@contextlib.contextmanager
+def _on(x: Tensor):  # type: ignore[no-untyped-def]
+    """Launches go to x's device, and the predictor stays in the dtype it was given under autocast."""
+    device = torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+    with device, torch.autocast(x.device.type, enabled=False):
+        yield
 
 
-def _grid(pixels: int, channels: int, images: int) -> Any:
-    return lambda tile: (triton.cdiv(pixels, tile["PIXELS"]), triton.cdiv(channels, tile["CHANNELS"]), images)
-
-
-def _strides(t: Tensor, form: torch.memory_format) -> tuple[int, int, int]:
-    """Of image, channel and pixel, as the layout has them: torch's own mean nothing where a size is 1."""
-    channels, pixels = t.shape[1], t.shape[2] * t.shape[3]
-    last = form == torch.channels_last
-    return channels * pixels, 1 if last else pixels, channels if last else 1
-
-
-def _rounded(tau: float, p: Tensor) -> float:
-    """tau as p's dtype has it, which is what a comparison with p means in PyTorch."""
-    return torch.tensor(tau, dtype=p.dtype, device="cpu").item()
-
-
-def _single(operator: str) -> int:
-    return 0 if operator == "max+avg" else 2 if operator == "avg" else 1
+__all__ = ["pix", "pix_backward", "pix_fuse"]
