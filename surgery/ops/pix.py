@@ -214,6 +214,7 @@ def _pix_flop(x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:  #
 
 
 register_kernels()
+_PIX = torch.ops.surgery.pix.default  # looking an overload up costs as much as calling it
 
 
 def _to_autocast(x: Tensor) -> Tensor:
@@ -248,11 +249,13 @@ def pix(
         and p (N, C_out) in the weight's dtype.
     """
     x, stride = _to_autocast(x), list(stride)
-    trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
+    trains = torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    )
     if not has_kernels(x.dtype, weight.dtype):
         return _compose(x, weight, bias, tau, fusion, operator, activation, stride, grouping)
     if not trains:
-        return torch.ops.surgery.pix(x, weight, bias, tau, fusion, operator, activation, stride, grouping)
+        return _PIX(x, weight, bias, tau, fusion, operator, activation, stride, grouping)
     if fusion == "threshold" and x.shape[1] <= INDEX_LIMIT * weight.shape[0]:
         return _pix_with_index(x, weight, bias, tau, operator, activation, stride, grouping)[:2]
     return _compose(x, weight, bias, tau, fusion, operator, activation, stride, grouping)
