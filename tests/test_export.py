@@ -151,11 +151,11 @@ def test_a_program_runs_without_surgery(model, tmp_path):
         "program = torch.export.load('m.pt2')\n"
         "names = {str(n.target).split('.')[0] for n in program.graph.nodes if n.op == 'call_function'}\n"
         "assert not any('surgery' in str(n.target) for n in program.graph.nodes), names\n"
-        "torch.save(program.module()(torch.load('x.pt')), 'y.pt')\n"
+        "torch.save(program.module()(torch.load('x.pt', weights_only=True)), 'y.pt')\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
     with torch.no_grad():
-        assert_same([torch.load(tmp_path / "y.pt")], [model(x)])
+        assert_same([torch.load(tmp_path / "y.pt", weights_only=True)], [model(x)])
 
 
 def test_a_compiled_package(model, tmp_path):
