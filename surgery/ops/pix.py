@@ -254,7 +254,8 @@ def pix(
     )
     if not has_kernels(x.dtype, weight.dtype):
         return _compose(x, weight, bias, tau, fusion, operator, activation, stride, grouping)
-    if not trains:
+    if not trains:  # the dispatcher's kernel takes no views with gaps
+        weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
         return _PIX(x, weight, bias, tau, fusion, operator, activation, stride, grouping)
     if fusion == "threshold" and x.shape[1] <= INDEX_LIMIT * weight.shape[0]:
         return _pix_with_index(x, weight, bias, tau, operator, activation, stride, grouping)[:2]

@@ -38,6 +38,14 @@ def test_equals_the_loops(variant, c, out):
     torch.testing.assert_close(ops.pix(x, weight, bias, **variant)[0], loop_pix(x, weight, bias, **variant))
 
 
+def test_views_with_gaps_are_taken():
+    x, weight, bias = inputs()
+    gaps = weight.flatten(1).t().contiguous().t(), bias.repeat_interleave(3)[::3]
+    assert not any(t.is_contiguous() for t in gaps)
+    for view in (x, x.transpose(2, 3), x[:, :, 1:, ::2]):
+        torch.testing.assert_close(ops.pix(view, *gaps)[0], loop_pix(view, weight, bias))
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     n=st.integers(1, 3),
