@@ -138,6 +138,8 @@ def test_command_on_a_file_times_what_the_file_was_made_from(tmp_path, capsys):
         (["bench", "resnet26", "--run", "fast"], "mode='fast'"),
         (["bench", "resnet18"], "no site"),
         (["bench", "resnet26", "--seconds", "0"], "--seconds 0"),
+        (["bench", "resnet26", "--plot", "x.foo"], "'.foo': one of '.png'"),
+        (["bench", "resnet26", "--record", "no/such.md"], "cannot write 'no/such.md'"),
     ],
 )
 def test_command_on_bad_input(arguments, message, capsys):

@@ -13,6 +13,7 @@ from surgery.atomic_file import write_atomically
 from surgery.bench import report
 from surgery.bench.networks import DTYPES, LAYOUTS, MODES, Setting, bench_network
 from surgery.bench.operator import SIZES, bench_operator
+from surgery.errors import check_choice
 
 Pairs = Callable[[], Iterator[tuple[str, nn.Module, nn.Module]]]
 
@@ -38,6 +39,7 @@ def run(given: argparse.Namespace, pairs: Pairs, arguments: Sequence[str]) -> st
     """Time what ``given`` asks for; ``pairs`` yields (name, original, converted). Returns the tables."""
     if not given.seconds > 0:
         raise ValueError(f"--seconds {given.seconds}: a positive number is needed")
+    _check_places(given)
     settings = list(_settings(given))
     parts = []
     if given.op:
@@ -59,6 +61,15 @@ def run(given: argparse.Namespace, pairs: Pairs, arguments: Sequence[str]) -> st
         shown = [a for a, before in zip(arguments, ["", *arguments], strict=False) if not {a, before} & set(left_out)]
         report.record(given.record, f"python -m surgery {shlex.join(shown)}", where, results)
     return f"{where}\n\n{results}"
+
+
+def _check_places(given: argparse.Namespace) -> None:
+    """Raise for files that could not be written, before minutes of measuring are lost to them."""
+    for path in (Path(name) for name in (given.record, given.plot) if name):
+        if not path.parent.is_dir() or path.is_dir():
+            raise OSError(f"cannot write {str(path)!r}: a file in a folder that exists is needed")
+    if given.plot:
+        check_choice("the suffix of --plot", Path(given.plot).suffix, report.PICTURES)
 
 
 def _settings(given: argparse.Namespace) -> Iterator[Setting]:

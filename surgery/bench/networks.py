@@ -90,7 +90,7 @@ def bench_network(
     Raises:
         ValueError: a model without a converted site.
     """
-    with _threads(setting.threads):
+    with threads_set_to(setting.threads):
         x = _placed(torch.randn(setting.batch, *input_size), setting)
         models = {name: _prepared(model, setting) for name, model in (("original", original), ("converted", converted))}
         models["free"] = with_free_sites(models["converted"], x, sliced=setting.mode == "onnx")
@@ -123,7 +123,7 @@ def with_free_sites(model: nn.Module, x: Tensor, sliced: bool = False) -> nn.Mod
 
 
 @contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def threads_set_to(count: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
     try:
         if count is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery import ops
-from surgery.bench.networks import DTYPES, LAYOUTS, Setting, _threads
+from surgery.bench.networks import DTYPES, LAYOUTS, Setting, threads_set_to
 from surgery.bench.timing import Timing, interleaved
 
 SIZES = ((256, 64, 56), (512, 128, 28), (1024, 256, 14), (2048, 512, 7))  # C, C_out, H = W of ResNet-50's heads
@@ -39,7 +39,7 @@ def bench_operator(size: tuple[int, int, int], setting: Setting, *, seconds: flo
     """Time a site of ``size`` (C, C_out, H = W); of the setting, batch, dtype, layout, threads and device count."""
     channels, out, pixels = size
     dtype, device, form = DTYPES[setting.dtype], setting.device, LAYOUTS[setting.layout]
-    with _threads(setting.threads):
+    with threads_set_to(setting.threads):
         shape = (setting.batch, channels, pixels, pixels)
         cache = 128 << 20  # inputs that together no cache holds, so that each comes from memory again
         count = max(2, -(-cache // (setting.batch * channels * pixels**2 * dtype.itemsize)))

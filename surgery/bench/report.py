@@ -19,6 +19,7 @@ from surgery.ops.backend import backend
 from surgery.table import table
 
 Row = tuple[str, Setting, Timing]
+PICTURES = (".png", ".svg", ".pdf")
 RATIOS = (("converted", "original"), ("free", "original"), ("converted", "free"))
 
 
