@@ -6,19 +6,25 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.training.test_job import SMALL
 
 ROOT = Path(__file__).parents[2]
 
 
-def _obey_interrupts():
-    """A shell that starts the tests in the background makes all that they start ignore Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+@pytest.fixture
+def _obey_ctrl_c():
+    """A shell that starts the tests in the background makes all that they start ignore Ctrl-C, unless they handle it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.usefixtures("_obey_ctrl_c")
 def test_ctrl_c_leaves_a_state_from_which_the_same_command_goes_on(tmp_path):
     command = [sys.executable, "finetune.py", f"output={tmp_path}", *SMALL, "finetune.epochs=5"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=_obey_interrupts)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     pointer = tmp_path / "state" / "finetune" / "state.json"
     deadline = time.monotonic() + 120
     while not pointer.exists() and process.poll() is None and time.monotonic() < deadline:
