@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def _obey_ctrl_c():
-    """A shell that starts the tests in the background makes all that they start ignore Ctrl-C, unless they handle it."""
+    """A shell that starts the tests in the background makes what they start ignore Ctrl-C, unless they handle it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
