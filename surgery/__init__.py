@@ -1,11 +1,13 @@
 """Model surgery for pretrained ConvNets: plan, convert, count, save, load, export."""
 
 from surgery import checkpoint, errors
+from surgery.calibration import calibrate
 from surgery.checkpoint import load, save
 from surgery.convert import convert
 from surgery.cost import Cost, cost
 from surgery.export import export
 from surgery.inference import optimize_for_inference
+from surgery.matching import match
 from surgery.plan import Plan, plan
 from surgery.source import Source, create, register_builder
 
@@ -14,6 +16,7 @@ __all__ = [
     "Cost",
     "Plan",
     "Source",
+    "calibrate",
     "checkpoint",
     "convert",
     "cost",
@@ -21,6 +24,7 @@ __all__ = [
     "errors",
     "export",
     "load",
+    "match",
     "optimize_for_inference",
     "plan",
     "register_builder",

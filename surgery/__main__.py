@@ -13,6 +13,7 @@ from torch import nn
 import surgery
 from surgery.bench.command import add_options
 from surgery.bench.command import run as bench_command
+from surgery.calibration.folder import folder_batches
 from surgery.errors import SurgeryError
 from surgery.export.formats import FORMATS
 from surgery.layers import SurgeryLayer
@@ -52,6 +53,12 @@ def _parser() -> argparse.ArgumentParser:
         _add_surgery(command)
         command.set_defaults(run=run)
     convert.add_argument("--out", required=True, metavar="FILE", help="the safetensors file to write")
+    convert.add_argument(
+        "--calibrate",
+        metavar="FOLDER",
+        help="recover accuracy with the images below this folder (labels are not needed)",
+    )
+    convert.add_argument("--calibration-images", type=int, default=1024, metavar="N", help="of them (default: 1024)")
     convert.add_argument("--strict", action="store_true", help="fail where there is nothing to convert")
     cost = commands.add_parser("cost", help="MACs, FLOPs, parameters and memory, in total and per site")
     _add_model(cost)
@@ -164,7 +171,10 @@ def _plan(given: argparse.Namespace) -> str:
 def _convert(given: argparse.Namespace) -> str:
     model = _model(given)
     before = surgery.cost(model, given.input_size)
-    converted = surgery.convert(model, given.method, inplace=True, strict=given.strict, **_arguments(given))
+    images = given.calibrate and folder_batches(given.calibrate, model, given.calibration_images, given.input_size)
+    converted = surgery.convert(
+        model, given.method, inplace=True, strict=given.strict, calibrate=images, **_arguments(given)
+    )
     after = surgery.cost(converted, given.input_size)
     surgery.save(converted, given.out, input_size=given.input_size)
     rows = [

@@ -14,6 +14,7 @@ from surgery.errors import SurgeryError
 from surgery.graph.symbolic import trace_block
 
 HISTORY = "surgery_edits"
+MATCH = "match"  # the method of an edit that changed no structure: it tells which order the channels are in
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def apply(model: nn.Module, edits: Iterable[Edit], *, keep: "dict[str, Kept] | N
             from surgery.narrow import narrow_modules
 
             narrow_modules(model, edit.arguments["widths"], keep)
-        else:
+        elif edit.method != MATCH:
             method_named(edit.method).apply(model, edit)
         setattr(model, HISTORY, (*history(model), edit))
     return model

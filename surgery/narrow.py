@@ -59,9 +59,10 @@ class Narrowing:
             )
             for group, width in self.width.items()
         }
-        return {name: self._kept(name, chosen) for name in self.widths()}
+        return {name: self.kept(name, chosen) for name in self.widths()}
 
-    def _kept(self, name: str, chosen: dict[Group, list[int]]) -> Kept:
+    def kept(self, name: str, chosen: dict[Group, list[int]]) -> Kept:
+        """Indices (in, out) that a module keeps where groups keep the ``chosen`` ones; a group left out keeps all."""
         sides: list[list[int] | None] = []
         for segments in (self.channels.reads.get(name, []), self.channels.writes.get(name, [])):
             if not self._touched(segments):

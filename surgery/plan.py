@@ -43,6 +43,13 @@ class Plan:
         """The conversions: one edit per site."""
         return tuple(edit for edit in self.edits if edit.site)
 
+    def kept_outputs(self, model: nn.Module) -> dict[str, list[int]]:
+        """Of the layers of ``model`` that the plan narrows, the outputs that it keeps."""
+        if self.narrowing is None:
+            return {}
+        chosen = self.narrowing.choose(model, self.importance)
+        return {name: out for name, (_, out) in chosen.items() if out is not None}
+
     def __str__(self) -> str:
         rows = [
             (

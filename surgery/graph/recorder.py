@@ -33,8 +33,9 @@ class ModelGraph:
     """One recorded forward.
 
     Every node's ``meta`` holds ``kind`` (see ``graph.kinds``), ``shape`` (tuple, or None), ``owner`` (qualified name
-    of the innermost module whose forward made the call) and, for a module call, ``module``. ``needs_values`` says that
-    the forward looks at values, so that the model cannot be recorded on the meta device.
+    of the innermost module whose forward made the call), for a module call ``module``, and where it is the first
+    argument of modules that are no leaves their names, ``enters``. ``needs_values`` says that the forward looks at
+    values, so that the model cannot be recorded on the meta device.
     """
 
     graph: fx.Graph
@@ -159,6 +160,8 @@ class _Recorder(TorchFunctionMode):
 
     def _watch(self, name: str, module: nn.Module, leaf: bool) -> None:
         def enter(module: nn.Module, args: Any) -> None:
+            if not leaf and not self._leaf_depth and args and isinstance(args[0], Tensor) and id(args[0]) in self._node:
+                self._node[id(args[0])].meta.setdefault("enters", []).append(name)
             self._owners.append(name)
             self._leaf_depth += leaf
 

@@ -29,3 +29,11 @@ def copy_with(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
 def meta_copy(model: nn.Module) -> nn.Module:
     """A copy of the model on the meta device."""
     return copy_with(model, lambda tensor: torch.empty_like(tensor, device="meta"))
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of the model with its weights; raises ValueError where it cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        raise ValueError(f"{type(model).__name__} cannot be copied ({error}): pass inplace=True") from error

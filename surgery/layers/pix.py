@@ -1,5 +1,8 @@
 """The PiX layer: a squeeze 1×1 convolution's weights, applied to the pooled descriptor (PiX Eq. 1-3)."""
 
+import math
+
+import torch
 import torch.nn.functional as F
 from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import Tensor, nn
@@ -9,6 +12,7 @@ from surgery.errors import check_choice
 from surgery.layers.surgery_layer import OpCost, SurgeryLayer
 from surgery.ops import reference
 
+SPREAD = 0.05  # standard deviation of the logits that a calibration starts from
 STANDARDISED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
 
 
@@ -129,6 +133,52 @@ class PiX(SurgeryLayer):
             stride=self.stride,
             grouping=self.grouping,
         )
+
+    def observe(self, x: Tensor) -> Tensor | None:
+        """The descriptor (N, C), in float64; None for a predictor that normalises and so cannot be set."""
+        if self.predictor_norm is not None or self.standardize is not None:
+            return None
+        return (x if self.input_norm is None else self.input_norm(x)).float().mean((2, 3)).double()
+
+    @torch.no_grad()
+    def start(self, observed: Tensor) -> None:
+        """Let p vary little around a value at which every image has the mean.
+
+        A p that jumps between max and mean from image to image, or scales channels up and down, is noise to layers that
+        were trained without it (docs/recovery.md). What the weights say of an image is kept, but small: the rows are
+        scaled down, and shifted by a constant, which is the bias, or, where there is none, the direction of the mean
+        descriptor. Training may make of it what it wants.
+        """
+        mean = observed.mean(0)
+        if self._settled(observed) or not bool((mean**2).sum() > 0):
+            return
+        weight = self.weight.double().flatten(1)
+        bias = 0.0 if self.bias is None else self.bias.double()
+        logits = observed @ weight.T + bias
+        shrink = (SPREAD / (logits.std(0, correction=0) ** 2).mean().sqrt().clamp(min=1e-12)).clamp(max=1.0)
+        for margin in (4.0, 8.0, 16.0, 32.0):
+            wanted = self._least_logit() + margin * SPREAD
+            if self.bias is not None:
+                self.weight.copy_((shrink * weight).reshape(self.weight.shape))
+                self.bias.copy_(wanted - shrink * (logits.mean(0) - bias))
+            else:
+                shift = (wanted - shrink * logits.mean(0))[:, None] * mean / (mean**2).sum()
+                self.weight.copy_((shrink * weight + shift).reshape(self.weight.shape))
+            if self._settled(observed):
+                return
+
+    def _settled(self, observed: Tensor) -> bool:
+        """Whether every image has the mean, and logits vary no more than ``start`` lets them."""
+        bias = 0.0 if self.bias is None else self.bias.double()
+        logits = observed @ self.weight.double().flatten(1).T + bias
+        spread = (logits.std(0, correction=0) ** 2).mean().sqrt()
+        return bool((logits > self._least_logit()).all()) and bool(spread <= 4 * SPREAD)
+
+    def _least_logit(self) -> float:
+        """Above it a channel takes the mean; where nothing but the size of p depends on it, that of p = 0.5."""
+        if self.fusion != "threshold" or self.operator != "max+avg" or not 0 < self.tau < 1:
+            return -16 * SPREAD
+        return math.log(self.tau / (1 - self.tau)) / (1 if self.activation == "sigmoid" else 2)
 
     def cost(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> OpCost:
         """PiX supplement D.4 (with C.6's ζ − 1): pooling, predictor, activation, fusion on the strided grid."""

@@ -3,7 +3,7 @@
 import abc
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,19 @@ class SurgeryLayer(nn.Module, abc.ABC):
     """
 
     keeps_sign: bool = False
+
+    def observe(self, x: Tensor) -> Tensor | None:
+        """What :meth:`start` needs to know of an input (N, C, H, W), a row for each image; None where it needs nothing.
+
+        Must not depend on what ``start`` sets.
+        """
+        return None
+
+    def start(self, observed: Tensor) -> None:
+        """Set the layer's own parameters from what was observed of all images, before what follows it is fitted.
+
+        Doing so twice must change nothing.
+        """
 
     @abc.abstractmethod
     def cost(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> OpCost:

@@ -1,0 +1,175 @@
+"""Recover a converted network from a few unlabelled images: linear least squares, layer after layer, no gradient."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from tqdm import tqdm
+
+from surgery.calibration import images as image_batches
+from surgery.calibration.absorb import absorb, affine_of, measure_norm, takes_constant
+from surgery.calibration.normal_equations import NormalEquations
+from surgery.calibration.passes import Passes, fast_dtype
+from surgery.calibration.patches import at, matrices, patches, sampled
+from surgery.calibration.report import Report, Row
+from surgery.calibration.targets import Target, targets
+from surgery.checked_model import check_model, unwrapped
+from surgery.edit import MATCH, history
+from surgery.graph import record
+from surgery.layers import SurgeryLayer
+
+HOLD_OUT = 5  # one image in five judges the ridge
+LEAST_FEATURES = 2048  # rows of fewer would be cheap, but they are what small layers are fitted from
+
+
+def calibrate(
+    model: nn.Module,
+    teacher: nn.Module,
+    batches: Iterable[Any] | Tensor,
+    *,
+    kept: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    images: int | None = 1024,
+    rows_per_feature: float = 6.0,
+    memory: float = 1e9,
+    dtype: torch.dtype | None = None,
+    progress: bool = True,
+) -> Report:
+    """Fit, in place, the layers behind a surgery to what the original network computes there.
+
+    Layer after layer, in the order in which they run, with the converted network's own activations as input: the
+    weights (and the constant, which goes into the following norm) by which the layer's output is nearest to the
+    original's, by ridge regression towards the original's weights. A layer whose output goes into a residual sum is
+    fitted to the sum, so that it makes up for what came before. Inference costs what it did.
+
+    Args:
+        model: converted; changed in place.
+        teacher: the network that it was converted from; not changed.
+        batches: unlabelled images (N, C, H, W) as the networks take them: a tensor, or a loader of such tensors or of
+            tuples that begin with one. Neither their order nor their batch size changes the result.
+        kept: of layers that were narrowed, which outputs of the original they still have (``Plan.kept_outputs``);
+            without it only the statistics of their norms are measured.
+        images: at most so many are drawn.
+        rows_per_feature: rows of each regression for every feature; big maps are sampled.
+        memory: bytes of activations held at once; fewer images take part in early layers of big maps.
+        dtype: of the activations: ``torch.float32``, or ``torch.bfloat16`` by autocast. Default: bfloat16 for a float32
+            model on a processor or device that computes in it, else the model's own.
+        progress: show a bar.
+
+    Returns:
+        R² per layer, before and after, on images that were held out.
+
+    Raises:
+        ValueError, TypeError: images or models that cannot be; the message says what can.
+        TraceError: a forward fails.
+    """
+    model, teacher = unwrapped(model), unwrapped(teacher)
+    for each in (model, teacher):
+        check_model(each, weights=True)
+    orders = [[edit.arguments for edit in history(each) if edit.method == MATCH] for each in (model, teacher)]
+    if orders[0] != orders[1]:
+        raise ValueError(
+            "model and teacher have their channels in different orders: one was matched (surgery.match) and the other "
+            "not, or for another conversion; the teacher must be the network that was converted"
+        )
+    given = image_batches.collect(batches, images)
+    size = tuple(given[0].shape[1:])
+    graphs = record(model, size), record(teacher, size)
+    found, skipped = targets(*graphs, kept)
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no surgery: convert it first")
+    rows = []
+    with Passes((model, teacher), found, given, memory, dtype or fast_dtype(model)) as passes:
+        bar = tqdm(found, desc="calibrating", unit="layer", leave=False, disable=not progress)
+        for number, target in enumerate(bar):
+            bar.set_postfix_str(target.layer, refresh=False)
+            rows.append(_fit(target, number, passes, rows_per_feature))
+    return Report(tuple(rows), tuple(skipped))
+
+
+def _fit(target: Target, number: int, passes: Passes, rows_per_feature: float) -> Row:
+    """Fit one layer of the converted network to the original."""
+    if target.aim is None:
+        return _start(cast(SurgeryLayer, passes.networks[0].get_submodule(target.layer)), target, number, passes)
+    layer, own = (network.get_submodule(target.layer) for network in passes.networks)
+    norm, own_norm = (cast(_BatchNorm, n.get_submodule(target.norm)) if target.norm else None for n in passes.networks)
+    after = None if own_norm is own or target.fixed else own_norm
+    sums, scale, shift = _sums(layer, after, target, number, passes, rows_per_feature)
+    rows = sum(sums.rows)
+    if not sums.finite:
+        raise ValueError(f"calibration met NaN or infinity at {target.layer!r}: finite activations are needed")
+    if target.fixed:
+        if norm is not None:
+            measure_norm(layer, norm, sums)
+        return Row(target.layer, "statistics", rows, note=target.fixed)
+    before = sums.r2(*_current(layer, None if norm is layer else norm, scale, shift))
+    priors = [torch.zeros_like(matrices(layer))]
+    if matrices(own).shape == priors[0].shape:
+        priors.append(matrices(own).to(priors[0].device))
+    solution = sums.solve(priors, takes_constant(layer, norm))
+    absorb(layer, norm, solution.weight, solution.intercept, (scale, shift), sums)
+    aim = "output" if target.addends is None else "sum"
+    return Row(target.layer, aim, rows, solution.ridge, before, solution.r2)
+
+
+def _start(layer: SurgeryLayer, target: Target, number: int, passes: Passes) -> Row:
+    """Let a surgery layer set itself from what it reads."""
+    with torch.no_grad():
+        observed = [layer.observe(reads) for reads, _ in passes.at(target, number)]
+    rows = [row for row in observed if row is not None]
+    if rows:
+        layer.start(torch.cat(rows))
+    note = f"{type(layer).__name__} set from what it reads" if rows else "as it was"
+    return Row(target.layer, "start", passes.images(number), note=note)
+
+
+def _sums(
+    layer: nn.Module, own_norm: _BatchNorm | None, target: Target, number: int, passes: Passes, rows_per_feature: float
+) -> tuple[NormalEquations, Tensor, Tensor]:
+    """The sums of a layer's regression, with the (scale, shift) that maps its output to what it is fitted to."""
+    groups, outputs, features = matrices(layer).shape
+    device = cast(Tensor, layer.weight).device
+    sums = NormalEquations(groups, features, outputs, device)
+    kept = slice(None) if target.outputs is None else torch.tensor(target.outputs)
+    scale, shift = (t.to(device) for t in affine_of(own_norm, sums.t[0], kept))
+    inverse, images = _inverse(scale), passes.images(number)
+    count = math.ceil(rows_per_feature * max(features, LEAST_FEATURES) / images)
+    generator = torch.Generator().manual_seed(number)
+    first = 0
+    for reads, parts in passes.at(target, number):
+        places = sampled(parts[0], count, generator)
+        rows = [at(part, places).to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
+        t = rows[0] if len(rows) == 1 else rows[0] + rows[1] - rows[2]
+        t = (t.new_zeros(len(t), groups * outputs) if target.fixed else t[:, kept]).reshape(-1, groups, outputs)
+        if target.addends is not None:
+            t = (t - shift) * inverse
+        image = places[0] + first if images >= HOLD_OUT else torch.arange(len(t), device=t.device)
+        held = image % HOLD_OUT == 0
+        x = patches(layer, reads, places)
+        sums.add(x[~held], t[~held], held=False)
+        sums.add(x[held], t[held], held=True)
+        first += len(reads)
+    return sums, scale, shift
+
+
+def _inverse(scale: Tensor) -> Tensor:
+    """1 / scale, and 0 for the channels that a norm has switched off."""
+    return torch.where(scale.abs() <= 1e-6 * scale.abs().max(), 0.0, 1 / scale)
+
+
+def _current(layer: nn.Module, norm: _BatchNorm | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """The layer with the norm behind it as it is, as (weight, intercept) in front of ``scale`` and ``shift``."""
+    weight = matrices(layer)
+    if isinstance(layer, _BatchNorm):
+        return weight, affine_of(layer, scale)[1]
+    bias = cast("Tensor | None", getattr(layer, "bias", None))
+    constant = torch.zeros_like(scale) if bias is None else bias.detach().double().reshape(scale.shape)
+    if norm is None:
+        return weight, constant
+    own_scale, own_shift = affine_of(norm, scale)
+    inverse = _inverse(scale)
+    ratio = own_scale * inverse
+    return ratio[..., None] * weight, ratio * constant + (own_shift - shift) * inverse

@@ -1,0 +1,103 @@
+"""The forwards of both networks side by side, a pair for each batch, as far as they have come."""
+
+import math
+from collections.abc import Iterator
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from surgery.calibration.targets import Target
+from surgery.graph.paused import Forward, PausableModel
+
+
+class Passes:
+    """While entered: what the layers to fit read, and what they are fitted to, target after target.
+
+    Args:
+        networks: the converted and the original one.
+        found: all targets, in order.
+        given: batches of images.
+        memory: bytes of activations that may wait; the first batches alone take part where all do not fit.
+        dtype: of the activations; None is the networks' own.
+    """
+
+    def __init__(
+        self,
+        networks: tuple[nn.Module, nn.Module],
+        found: list[Target],
+        given: list[Tensor],
+        memory: float,
+        dtype: torch.dtype | None,
+    ) -> None:
+        self.networks, self.given = networks, given
+        own = next(networks[0].parameters()).dtype
+        cast_to = None if dtype in (None, own) else dtype
+        addends = [target.addends for target in found if target.addends]
+        self._pausable = (
+            PausableModel(networks[0], {t.reads for t in found}, {pair[0] for pair in addends}, cast_to),
+            PausableModel(networks[1], {t.aim for t in found if t.aim}, {pair[1] for pair in addends}, cast_to),
+        )
+        self._running: list[tuple[Forward, Forward]] = []
+        self._batches = _affordable(found, given, memory / (cast_to or own).itemsize)
+        # a kept tensor goes when the last target that needs it is done
+        self._last = {
+            (side, pair[side]): n for n, t in enumerate(found) if (pair := t.addends) is not None for side in (0, 1)
+        }
+
+    def __enter__(self) -> "Passes":
+        for network in self._pausable:
+            network.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for network in self._pausable:
+            network.__exit__(kind, error, trace)
+
+    def images(self, number: int) -> int:
+        """How many images take part in the target of that number."""
+        return sum(len(batch) for batch in self.given[: self._batches[number]])
+
+    def at(self, target: Target, number: int) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """What the layer reads, and of what its target is made, batch after batch.
+
+        That is nothing, or what the original has there, or besides it the original's and the converted one's addend.
+        """
+        for index in range(self._batches[number]):
+            if index == len(self._running):
+                started = [network.start(self.given[index]) for network in self._pausable]
+                self._running.append((started[0], started[1]))
+            student, teacher = self._running[index]
+            reads, parts = student.advance(target.reads), []
+            if target.aim is not None:
+                parts.append(teacher.advance(target.aim))
+            if target.addends is not None:
+                parts += [teacher.values[target.addends[1]], student.values[target.addends[0]]]
+            yield reads, [part.to(reads.device) for part in parts]
+            for side, forward in enumerate((student, teacher)):
+                for place in list(forward.values):
+                    if self._last.get((side, place), math.inf) <= number:
+                        del forward.values[place]
+
+
+def fast_dtype(model: nn.Module) -> torch.dtype | None:
+    """bfloat16 where a float32 model runs faster in it, by instructions of the processor's or device's own."""
+    parameter = next(model.parameters())
+    if parameter.dtype != torch.float32:
+        return None
+    if parameter.device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)() if parameter.device.type == "cpu" else {}
+    return torch.bfloat16 if known.get("avx512_bf16") or known.get("amx_bf16") else None
+
+
+def _affordable(found: list[Target], given: list[Tensor], numbers: float) -> list[int]:
+    """How many batches both networks can hold at each target; never fewer than before, lest passes be run again."""
+    counts, least = [], len(given)
+    for target in reversed(found):
+        each = max(1, target.elements * len(given[0]))
+        least = max(1, min(least, int(numbers // each)))
+        counts.append(least)
+    return counts[::-1]

@@ -1,0 +1,71 @@
+"""What a convolution or linear layer reads to give one output vector, as rows of a matrix."""
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from timm.layers import BatchNormAct2d, Conv2dSame
+from timm.layers.padding import get_same_padding
+from torch import Tensor, nn
+
+from surgery.layers.squeezed_conv import SqueezedConv2d
+
+FITTED = (nn.Conv2d, Conv2dSame, SqueezedConv2d, nn.Linear, nn.BatchNorm2d, BatchNormAct2d)
+
+
+def groups_of(layer: nn.Module) -> int:
+    """How many independent regressions a layer is: groups of a convolution, channels of a norm, 1 for a linear."""
+    return int(getattr(layer, "num_features", getattr(layer, "groups", 1)))
+
+
+def outputs_of(layer: nn.Module) -> int:
+    """Width of what a layer gives."""
+    return int(next(getattr(layer, n) for n in ("out_channels", "out_features", "num_features") if hasattr(layer, n)))
+
+
+def matrices(layer: nn.Module) -> Tensor:
+    """The weight as (groups, outputs per group, features): ``row @ matrix.mT`` is the layer without its constant."""
+    weight = cast(Tensor, layer.weight).detach().double()
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        weight = weight / (cast(Tensor, layer.running_var) + layer.eps).sqrt()
+    return weight.reshape(groups_of(layer), -1, math.prod(weight.shape[1:]))
+
+
+def sampled(maps: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Indices of ``count`` different positions of each map (N, C, H, W), or of all where there are fewer: (n, i, j)."""
+    if maps.ndim == 2:
+        return (torch.arange(len(maps), device=maps.device),)
+    n, _, height, width = maps.shape
+    keys = torch.rand(n, height * width, generator=generator)
+    chosen = keys.topk(min(count, height * width), dim=1).indices.flatten().to(maps.device)
+    image = torch.arange(n, device=maps.device).repeat_interleave(len(chosen) // n)
+    return image, chosen // width, chosen % width
+
+
+def at(maps: Tensor, places: tuple[Tensor, ...]) -> Tensor:
+    """Rows (R, C) of maps (N, C, H, W), or of vectors (N, C)."""
+    return maps[places[0]] if maps.ndim == 2 else maps[places[0], :, places[1], places[2]]
+
+
+def patches(layer: nn.Module, x: Tensor, places: tuple[Tensor, ...]) -> Tensor:
+    """What ``layer`` reads of ``x`` for its outputs at ``places``: (R, groups, features)."""
+    if isinstance(layer, nn.Linear):
+        return at(x, places)[:, None]
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        return at(x, places)[:, :, None]
+    conv = cast(nn.Conv2d, layer)
+    (kh, kw), (sh, sw), (dh, dw) = conv.kernel_size, conv.stride, conv.dilation
+    padded = _padded(conv, x)
+    image, i, j = places
+    taps = [padded[image, :, i * sh + a * dh, j * sw + b * dw] for a in range(kh) for b in range(kw)]
+    return torch.stack(taps, dim=2).reshape(len(image), conv.groups, -1)
+
+
+def _padded(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    (kh, kw), (sh, sw), (dh, dw) = conv.kernel_size, conv.stride, conv.dilation
+    if isinstance(conv, Conv2dSame):
+        tall, wide = get_same_padding(x.shape[2], kh, sh, dh), get_same_padding(x.shape[3], kw, sw, dw)
+        return F.pad(x, (wide // 2, wide - wide // 2, tall // 2, tall - tall // 2))
+    sides = conv._reversed_padding_repeated_twice
+    return F.pad(x, sides, mode="constant" if conv.padding_mode == "zeros" else conv.padding_mode) if any(sides) else x

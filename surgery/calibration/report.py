@@ -1,0 +1,43 @@
+"""What a calibration did, layer by layer."""
+
+from dataclasses import dataclass
+
+from surgery.sites import Skipped
+from surgery.table import table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer.
+
+    Attributes:
+        aim: ``output`` (of the layer), ``sum`` (the residual sum that it goes into), ``statistics`` (only the norm
+            behind it was measured) or ``start`` (a surgery layer that set itself).
+        rows: of the regression; images, where there was none.
+        ridge: share of the features' mean variance.
+        before, after: R² on held-out images.
+    """
+
+    layer: str
+    aim: str
+    rows: int
+    ridge: float = 0.0
+    before: float = float("nan")
+    after: float = float("nan")
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Rows in the order in which layers were fitted; ``skipped`` says which could not be, and why."""
+
+    rows: tuple[Row, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+    def __str__(self) -> str:
+        cells = []
+        for row in self.rows:
+            fitted = ("", "", "") if row.note else (f"{row.ridge:.0e}", f"{row.before:.3f}", f"{row.after:.3f}")
+            cells.append((row.layer, row.aim, row.rows, *fitted, row.note))
+        text = table(("layer", "fitted to", "rows", "ridge", "R² before", "R² after", ""), cells, right=(2, 3, 4, 5))
+        return "\n".join([text, *(f"not fitted: {item.name}: {item.reason}" for item in self.skipped)])

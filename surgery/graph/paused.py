@@ -1,0 +1,131 @@
+"""Forward passes that stop at chosen modules and go on later, many of them side by side.
+
+What a layer reads in every batch can so be looked at before any batch goes on behind it, at the price of one forward
+per batch. Each pass is a greenlet: the model's own code runs, whatever it is, on one thread.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import torch
+from greenlet import getcurrent, greenlet
+from torch import Tensor, nn
+
+from surgery.errors import TraceError
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor in a forward: the first argument of a module that is called once, or its output."""
+
+    module: str
+    output: bool
+
+    def __str__(self) -> str:
+        return f"the {'output' if self.output else 'input'} of {self.module!r}"
+
+
+@dataclass(eq=False)
+class Forward:
+    """One pass. ``values`` holds the tensors at the kept places that it has come by, until they are deleted."""
+
+    owner: "PausableModel"
+    image: Tensor
+    values: dict[Place, Tensor] = field(default_factory=dict)
+    at: Place | None = None
+    _greenlet: Any = None
+
+    def advance(self, place: Place) -> Tensor:
+        """Run until the pause at ``place``; returns the tensor there.
+
+        Raises:
+            TraceError: the pass ends without coming by.
+        """
+        if self._greenlet is None:
+            self._greenlet = greenlet(lambda: self.owner.model(self.image))
+            self.owner.passes[self._greenlet] = self
+        while self.at != place:
+            if self._greenlet.dead:
+                raise TraceError(f"a forward of {type(self.owner.model).__name__} did not come by {place}")
+            with torch.no_grad(), self.owner.autocast():
+                self._greenlet.switch()
+        return self.values[place]
+
+    def end(self) -> None:
+        """Give the pass up, and all that it holds."""
+        self.values.clear()
+        if self._greenlet is not None:
+            self.owner.passes.pop(self._greenlet, None)
+            if not self._greenlet.dead:
+                self._greenlet.throw()
+            self._greenlet = None
+
+
+class PausableModel:
+    """While entered: a model in eval mode whose passes stop at ``pauses`` and keep what is at ``kept``.
+
+    Args:
+        pauses: where passes stop, before the module runs (an input) or after it (an output).
+        kept: further places whose tensors are kept in passing.
+        dtype: of autocast; None leaves it off.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pauses: Collection[Place],
+        kept: Collection[Place] = (),
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.device, self.dtype = next(model.parameters()).device, dtype
+        self.model, self.pauses, self.kept = model, frozenset(pauses), frozenset(kept)
+        self.passes: dict[Any, Forward] = {}
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> "PausableModel":
+        self._training = {module: module.training for module in self.model.modules()}
+        self.model.eval()
+        for place in self.pauses | self.kept:
+            module = self.model.get_submodule(place.module)
+            if place.output:
+                self._handles.append(module.register_forward_hook(self._after(place)))
+            else:
+                self._handles.append(module.register_forward_pre_hook(self._before(place)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for forward in list(self.passes.values()):
+            forward.end()
+        for handle in self._handles:
+            handle.remove()
+        for module, training in self._training.items():
+            module.training = training
+
+    def start(self, image: Tensor) -> Forward:
+        """A pass of one batch (N, C, H, W); it runs when it is advanced."""
+        return Forward(self, image.to(self.device))
+
+    def autocast(self) -> torch.autocast:
+        """The context of every stretch of a pass."""
+        return torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+
+    def _before(self, place: Place) -> Callable[[nn.Module, Any], None]:
+        return lambda module, args: self._arrive(place, args[0])
+
+    def _after(self, place: Place) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda module, args, output: self._arrive(place, output)
+
+    def _arrive(self, place: Place, value: Tensor) -> None:
+        forward = self.passes.get(getcurrent())
+        if forward is None:
+            return
+        forward.values[place] = value
+        if place in self.pauses:
+            forward.at = place
+            getcurrent().parent.switch()
+            forward.at = None
+            forward.values.pop(place, None)
