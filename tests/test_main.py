@@ -1,5 +1,8 @@
 import pytest
+import torch
+from PIL import Image
 
+import surgery
 from surgery.__main__ import main
 
 
@@ -31,6 +34,34 @@ def test_convert_then_check_then_cost_then_convert_again(capsys, tmp_path):
     again = str(tmp_path / "again.safetensors")
     assert run(capsys, "convert", file, "--mode", "prune", "--out", again)[0] == 0
     assert "edits" in run(capsys, "load-check", again)[1]
+
+
+def test_convert_with_images_of_a_folder(capsys, tmp_path):
+    for name in ("b/2.png", "a/1.jpg", "a/deeper/3.webp"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = torch.randint(
+            0, 256, (40, 50, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(len(name))
+        )
+        Image.fromarray(noise.numpy()).save(path)
+    torch.manual_seed(0)
+    kwargs = '{"num_classes": 3, "channels": [16, 24, 32, 48]}'
+    model = ["resnet26", "--kwargs", kwargs, "--zeta", "4", "--input-size", "3,32,32"]
+    status, out, err = run(
+        capsys, "convert", *model, "--calibrate", str(tmp_path / "images"), "--out", str(tmp_path / "m.safetensors")
+    )
+    assert status == 0, err
+    assert "wrote" in out
+    methods = [edit.method for edit in surgery.load(tmp_path / "m.safetensors").surgery_edits]
+    assert methods[0] == "match"
+    (tmp_path / "images" / "broken.png").write_text("no image")
+    for folder, message in ((tmp_path / "images", "is no image that can be read"), (tmp_path / "none", "no image (")):
+        status, _, err = run(
+            capsys, "convert", *model, "--calibrate", str(folder), "--out", str(tmp_path / "n.safetensors")
+        )
+        assert status == 2
+        assert message in err
+        assert not (tmp_path / "n.safetensors").exists()
 
 
 @pytest.mark.parametrize(

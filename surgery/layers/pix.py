@@ -13,6 +13,7 @@ from surgery.layers.surgery_layer import OpCost, SurgeryLayer
 from surgery.ops import reference
 
 SPREAD = 0.05  # standard deviation of the logits that a calibration starts from
+STEADY = 0.08  # and that of p which it leaves as it is
 STANDARDISED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
 
 
@@ -146,33 +147,33 @@ class PiX(SurgeryLayer):
 
         A p that jumps between max and mean from image to image, or scales channels up and down, is noise to layers that
         were trained without it (docs/recovery.md). What the weights say of an image is kept, but small: the rows are
-        scaled down, and shifted by a constant, which is the bias, or, where there is none, the direction of the mean
-        descriptor. Training may make of it what it wants.
+        scaled down, and shifted by a constant, which is the bias, or, where there is none, the linear function of the
+        descriptor that is nearest to one. Training may make of it what it wants.
         """
-        mean = observed.mean(0)
-        if self._settled(observed) or not bool((mean**2).sum() > 0):
+        if self._settled(observed) or not bool((observed != 0).any()):
             return
+        constant = _almost_one(observed)
         weight = self.weight.double().flatten(1)
         bias = 0.0 if self.bias is None else self.bias.double()
         logits = observed @ weight.T + bias
         shrink = (SPREAD / (logits.std(0, correction=0) ** 2).mean().sqrt().clamp(min=1e-12)).clamp(max=1.0)
-        for margin in (4.0, 8.0, 16.0, 32.0):
+        for margin in (4.0, 8.0, 16.0, 32.0, 64.0):
             wanted = self._least_logit() + margin * SPREAD
             if self.bias is not None:
                 self.weight.copy_((shrink * weight).reshape(self.weight.shape))
                 self.bias.copy_(wanted - shrink * (logits.mean(0) - bias))
             else:
-                shift = (wanted - shrink * logits.mean(0))[:, None] * mean / (mean**2).sum()
-                self.weight.copy_((shrink * weight + shift).reshape(self.weight.shape))
+                shift = (wanted - shrink * logits.mean(0))[:, None]
+                self.weight.copy_((shrink * weight + shift * constant).reshape(self.weight.shape))
             if self._settled(observed):
                 return
 
     def _settled(self, observed: Tensor) -> bool:
-        """Whether every image has the mean, and logits vary no more than ``start`` lets them."""
+        """Whether every image has the mean, and p varies little."""
         bias = 0.0 if self.bias is None else self.bias.double()
         logits = observed @ self.weight.double().flatten(1).T + bias
-        spread = (logits.std(0, correction=0) ** 2).mean().sqrt()
-        return bool((logits > self._least_logit()).all()) and bool(spread <= 4 * SPREAD)
+        spread = (reference.activate(logits, self.activation).std(0, correction=0) ** 2).mean().sqrt()
+        return bool((logits > self._least_logit()).all()) and bool(spread <= STEADY)
 
     def _least_logit(self) -> float:
         """Above it a channel takes the mean; where nothing but the size of p depends on it, that of p = 0.5."""
@@ -203,6 +204,14 @@ class PiX(SurgeryLayer):
         if self.stride != (1, 1):
             text += f", stride={self.stride}"
         return text if self.standardize is None else f"{text}, standardize={self.standardize}"
+
+
+def _almost_one(observed: Tensor) -> Tensor:
+    """A vector (C,) whose product with every row (N, C) is near 1, and 1 in the mean (ridge regression)."""
+    square = observed.T @ observed
+    ridge = 1e-3 * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype, device=square.device)
+    vector = torch.linalg.solve(square + ridge, observed.sum(0))
+    return vector / (observed @ vector).mean()
 
 
 def check_fusion(fusion: str, operator: str, activation: str, tau: float, grouping: str = "contiguous") -> None:

@@ -1,14 +1,17 @@
 """Data sets by name, through timm's transforms and loaders."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from timm.data import create_loader
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from surgery.errors import check_choice
 from surgery.training.recipe import DataSettings, RecipeError
@@ -81,3 +84,13 @@ def make_loader(images: Dataset, settings: DataSettings, training: bool) -> Data
         interpolation="bicubic",
         use_prefetcher=False,
     )
+
+
+def calibration_images(images: Dataset, settings: DataSettings, count: int, seed: int) -> Iterator[Tensor]:
+    """Batches of ``count`` training images, chosen by the seed, prepared as for evaluation, without their labels."""
+    plain = copy.copy(images)  # timm's loader sets a transform on what it is given
+    loader = make_loader(plain, settings, training=False)
+    total = len(plain)  # type: ignore[arg-type]
+    chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    for batch in DataLoader(Subset(loader.dataset, chosen), settings.batch_size, num_workers=settings.workers):
+        yield batch[0]

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import surgery
-from surgery.training.data import DataSet, make_loader, open_data
+from surgery.training.data import DataSet, calibration_images, make_loader, open_data
 from surgery.training.outcome import Measured, outcome_table, plot_curves, write_json
 from surgery.training.recipe import Recipe
 from surgery.training.state import TrainingState
@@ -110,6 +110,10 @@ def _recover(job: Job, original: nn.Module, curves: dict[str, list[dict[str, Any
     arguments = {"zeta": wanted.zeta, "mode": wanted.mode, **wanted.options}
     converted = surgery.convert(original, wanted.method, strict=True, **arguments)
     rows = [job.measure("original", original), job.measure("after surgery", converted)]
+    if wanted.calibrate:
+        images = calibration_images(job.data.train, recipe.data, wanted.calibrate, recipe.seed)
+        converted = surgery.convert(original, wanted.method, strict=True, calibrate=images, **arguments)
+        rows.append(job.measure("after calibration", converted))
     job.say(f"surgery: {len(surgery.plan(original, wanted.method, **arguments).sites)} sites converted")
     tuned, history = train(
         job.accelerator,

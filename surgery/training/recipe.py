@@ -42,11 +42,15 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class SurgerySettings:
-    """Arguments of ``surgery.convert``; ``options`` holds its further ones (include, tau, …)."""
+    """Arguments of ``surgery.convert``; ``options`` holds its further ones (include, tau, …).
+
+    ``calibrate`` is a number of training images, taken without their labels, for ``surgery.calibrate`` (0: none).
+    """
 
     method: str = "pix"
     zeta: int | None = None
     mode: str = "squeeze"
+    calibrate: int = 0
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -96,6 +100,8 @@ class Recipe:
                 raise RecipeError(f"{name}.distill_weight={settings.distill_weight}: a share from 0 to 1 is needed")
             if settings.mixup and settings.distill_weight == 1:
                 raise RecipeError(f"{name}: mixup mixes labels, and distill_weight=1 uses none; set one of them to 0")
+        if self.surgery.calibrate < 0:
+            raise RecipeError(f"surgery.calibrate={self.surgery.calibrate}: a number of images, or 0, is needed")
         if self.baseline.distill_weight:
             raise RecipeError("baseline.distill_weight: the baseline has no teacher; 0 is needed")
         if self.data.batch_size < 2 or self.data.image_size < 8:

@@ -4,6 +4,7 @@ from timm.layers import ScaledStdConv2d, StdConv2d
 from torch import nn
 
 from surgery.layers import PiX
+from surgery.ops import reference
 from tests.ops.loop_pix import loop_pix
 
 
@@ -91,3 +92,33 @@ def test_supplement_cost_example():
 def test_supplement_table_1(side, flops):
     shape = (1, 512, side, side)
     assert PiX(512, 512).cost(shape, shape).flops / 1e6 == pytest.approx(flops, abs=0.005)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("options", [{}, {"tau": 0.8}, {"activation": "tanh"}, {"tau": 1.0}, {"operator": "max"}])
+def test_start_gives_every_image_the_mean_and_hardly_moves_p(bias, options):
+    torch.manual_seed(0)
+    layer = PiX(12, 3, bias=bias, **options)
+    observed = torch.cat([layer.observe(torch.rand(8, 12, 5, 5) + i / 4) for i in range(5)])
+    assert observed.shape == (40, 12)
+    directions = layer.weight.detach().flatten(1).clone()
+    layer.start(observed)
+    logits = observed @ layer.weight.detach().double().flatten(1).T + (layer.bias.detach() if bias else 0)
+    p = reference.activate(logits, layer.activation)
+    assert float(p.std(0, correction=0).max()) < 0.1
+    if not {"operator"} & set(options) and layer.tau < 1:
+        assert bool((p > layer.tau).all())
+    if bias:
+        assert float(torch.cosine_similarity(directions, layer.weight.flatten(1)).min()) > 0.999
+    state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    layer.start(observed)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in layer.state_dict().items())
+
+
+def test_start_leaves_what_it_cannot_set():
+    layer = PiX(8, 2, predictor_norm=True)
+    assert layer.observe(torch.rand(2, 8, 3, 3)) is None
+    layer = PiX(8, 2)
+    before = layer.weight.clone()
+    layer.start(torch.zeros(3, 8, dtype=torch.float64))
+    assert torch.equal(layer.weight, before)

@@ -47,6 +47,13 @@ def test_leaves_all_that_it_promises(tmp_path, capsys):
     assert [edit.method for edit in edits].count("pix") == 4
 
 
+def test_calibrated_before_it_is_fine_tuned(tmp_path, capsys):
+    rows = run(recipe(tmp_path, "surgery.calibrate=300", "baseline.epochs=3", "finetune.epochs=1"))
+    assert [row.stage for row in rows] == ["original", "after surgery", "after calibration", "after fine-tuning"]
+    assert rows[2].accuracy > rows[1].accuracy
+    assert "logits identical" in capsys.readouterr().out
+
+
 def test_interrupted_and_resumed_gives_the_same_bits(tmp_path, monkeypatch):
     run(recipe(tmp_path / "whole"))
     real, calls = trainer_module._epoch, []
