@@ -81,6 +81,16 @@ def apply(model: nn.Module, edits: Iterable[Edit], *, keep: "dict[str, Kept] | N
     return model
 
 
+def check_same_order(model: nn.Module, teacher: nn.Module) -> None:
+    """Raise ValueError where the channels of two networks were reordered in different ways."""
+    orders = [[edit.arguments for edit in history(each) if edit.method == MATCH] for each in (model, teacher)]
+    if orders[0] != orders[1]:
+        raise ValueError(
+            "model and teacher have their channels in different orders: one was matched (surgery.match) and the other "
+            "not, or for another conversion; the teacher must be the network that was converted"
+        )
+
+
 Kept = tuple[list[int] | None, list[int] | None]
 
 

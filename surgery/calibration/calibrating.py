@@ -18,7 +18,7 @@ from surgery.calibration.patches import at, matrices, patches, sampled
 from surgery.calibration.report import Report, Row
 from surgery.calibration.targets import Target, targets
 from surgery.checked_model import check_model, unwrapped
-from surgery.edit import MATCH, history
+from surgery.edit import check_same_order
 from surgery.graph import record
 from surgery.layers import SurgeryLayer
 
@@ -69,12 +69,7 @@ def calibrate(
     model, teacher = unwrapped(model), unwrapped(teacher)
     for each in (model, teacher):
         check_model(each, weights=True)
-    orders = [[edit.arguments for edit in history(each) if edit.method == MATCH] for each in (model, teacher)]
-    if orders[0] != orders[1]:
-        raise ValueError(
-            "model and teacher have their channels in different orders: one was matched (surgery.match) and the other "
-            "not, or for another conversion; the teacher must be the network that was converted"
-        )
+    check_same_order(model, teacher)
     given = image_batches.collect(batches, images)
     size = tuple(given[0].shape[1:])
     graphs = record(model, size), record(teacher, size)
