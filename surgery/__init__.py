@@ -1,7 +1,7 @@
 """Model surgery for pretrained ConvNets: plan, convert, count, save, load, export."""
 
-from surgery import checkpoint, errors
-from surgery.calibration import calibrate
+from surgery import checkpoint, cifar_resnet, errors
+from surgery.calibration import calibrate, synthetic_images
 from surgery.checkpoint import load, save
 from surgery.convert import convert
 from surgery.cost import Cost, cost
@@ -29,4 +29,5 @@ __all__ = [
     "plan",
     "register_builder",
     "save",
+    "synthetic_images",
 ]

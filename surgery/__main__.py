@@ -4,11 +4,11 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 import surgery
 from surgery.bench.command import add_options
@@ -53,12 +53,18 @@ def _parser() -> argparse.ArgumentParser:
         _add_surgery(command)
         command.set_defaults(run=run)
     convert.add_argument("--out", required=True, metavar="FILE", help="the safetensors file to write")
-    convert.add_argument(
+    images = convert.add_mutually_exclusive_group()
+    images.add_argument(
         "--calibrate",
         metavar="FOLDER",
         help="recover accuracy with the images below this folder (labels are not needed)",
     )
-    convert.add_argument("--calibration-images", type=int, default=1024, metavar="N", help="of them (default: 1024)")
+    images.add_argument(
+        "--synthetic", action="store_true", help="the same without images: some are made from the model's BatchNorms"
+    )
+    convert.add_argument(
+        "--calibration-images", type=int, metavar="N", help="how many (default: 1024 of a folder, 256 synthetic ones)"
+    )
     convert.add_argument("--strict", action="store_true", help="fail where there is nothing to convert")
     cost = commands.add_parser("cost", help="MACs, FLOPs, parameters and memory, in total and per site")
     _add_model(cost)
@@ -171,9 +177,13 @@ def _plan(given: argparse.Namespace) -> str:
 def _convert(given: argparse.Namespace) -> str:
     model = _model(given)
     before = surgery.cost(model, given.input_size)
-    images = given.calibrate and folder_batches(given.calibrate, model, given.calibration_images, given.input_size)
     converted = surgery.convert(
-        model, given.method, inplace=True, strict=given.strict, calibrate=images, **_arguments(given)
+        model,
+        given.method,
+        inplace=True,
+        strict=given.strict,
+        calibrate=_calibration_images(given, model),
+        **_arguments(given),
     )
     after = surgery.cost(converted, given.input_size)
     surgery.save(converted, given.out, input_size=given.input_size)
@@ -183,6 +193,15 @@ def _convert(given: argparse.Namespace) -> str:
     ]
     size = si(Path(given.out).stat().st_size, "B")
     return f"{table(('', 'MACs', 'params', 'memory'), rows, right=(1, 2, 3))}\nwrote {given.out} ({size})"
+
+
+def _calibration_images(given: argparse.Namespace, model: nn.Module) -> Iterable[Tensor] | None:
+    count = given.calibration_images
+    if given.calibrate:
+        return folder_batches(given.calibrate, model, 1024 if count is None else count, given.input_size)
+    if given.synthetic:
+        return surgery.synthetic_images(model, 256 if count is None else count, input_size=given.input_size)
+    return None
 
 
 def _cost(given: argparse.Namespace) -> str:

@@ -64,6 +64,16 @@ def test_convert_with_images_of_a_folder(capsys, tmp_path):
         assert not (tmp_path / "n.safetensors").exists()
 
 
+def test_convert_without_images(capsys, tmp_path):
+    file = str(tmp_path / "m.safetensors")
+    arguments = ["convert", "cifar_resnet", "--kwargs", '{"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}']
+    status, out, err = run(capsys, *arguments, "--synthetic", "--calibration-images", "4", "--out", file)
+    assert status == 0, err
+    assert "wrote" in out
+    with pytest.raises(SystemExit):
+        run(capsys, *arguments, "--synthetic", "--calibrate", str(tmp_path), "--out", file)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

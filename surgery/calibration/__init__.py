@@ -2,5 +2,6 @@
 
 from surgery.calibration.calibrating import calibrate
 from surgery.calibration.report import Report
+from surgery.calibration.synthetic import synthetic_images
 
-__all__ = ["Report", "calibrate"]
+__all__ = ["Report", "calibrate", "synthetic_images"]

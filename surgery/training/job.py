@@ -2,9 +2,8 @@
 
 import copy
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,9 +12,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import surgery
-from surgery.training.data import DataSet, calibration_images, make_loader, open_data
-from surgery.training.outcome import Measured, outcome_table, plot_curves, write_json
-from surgery.training.recipe import Recipe
+from surgery.training.data import calibration_images, make_loader
+from surgery.training.data_sets import DataSet, open_data
+from surgery.training.outcome import History, Measured, Outcome, plot_curves
+from surgery.training.recipe import Recipe, TrainSettings
 from surgery.training.state import TrainingState
 from surgery.training.trainer import evaluate, train
 
@@ -29,15 +29,45 @@ class Job:
     accelerator: Accelerator
     data: DataSet
     loaders: tuple[DataLoader, DataLoader]
+    outcome: Outcome = field(default_factory=Outcome)
 
     def say(self, text: str) -> None:
         self.accelerator.print(text)
 
-    def measure(self, stage: str, model: nn.Module) -> Measured:
+    def measure(self, stage: str, model: nn.Module) -> None:
         accuracy = evaluate(self.accelerator, model.to(self.accelerator.device), self.loaders[1], self.data.classes)
         size = self.recipe.data.image_size
-        spent = surgery.cost(model, (3, size, size))
-        return Measured(stage, accuracy, spent.macs, spent.params)
+        self.outcome.add(stage, accuracy, surgery.cost(model, (3, size, size)))
+
+    def train(
+        self,
+        network: nn.Module,
+        settings: TrainSettings,
+        stage: str,
+        seed: int,
+        label: str,
+        teacher: nn.Module | None = None,
+    ) -> tuple[nn.Module, History]:
+        """Train, or go on; the state's folder is named after the stage."""
+        return train(
+            self.accelerator,
+            network,
+            self.loaders,
+            self.data.classes,
+            settings,
+            self._state(stage, seed),
+            teacher=teacher,
+            seed=seed,
+            label=label,
+        )
+
+    def _state(self, stage: str, seed: int) -> TrainingState:
+        """The state of one training, tied to the settings that decide its outcome."""
+        recipe = asdict(self.recipe)
+        parts: tuple[str, ...] = ("precision", "data", "model", "baseline")
+        if stage != "baseline":
+            parts += ("surgery", "finetune")
+        return TrainingState(self.output / "state" / stage, {"seed": seed} | {part: recipe[part] for part in parts})
 
 
 def run(recipe: Recipe) -> list[Measured]:
@@ -49,14 +79,21 @@ def run(recipe: Recipe) -> list[Measured]:
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     output = Path(recipe.output)
+    data = open_data(recipe.data)
     if recipe.fresh and output.exists():
         _clear(output)
     output.mkdir(parents=True, exist_ok=True)
-    data = open_data(recipe.data)
     loaders = (make_loader(data.train, recipe.data, True), make_loader(data.test, recipe.data, False))
     job = Job(recipe, output, Accelerator(mixed_precision=recipe.precision), data, loaders)
-    original, curves = _original(job)
-    return _recover(job, original, curves)
+    original = _original(job)
+    job.measure("original", original)
+    first = _recover(job, original, recipe.seed)
+    for repetition in range(1, recipe.seeds):
+        _recover(job, original, recipe.seed + repetition)
+    if job.accelerator.is_main_process:
+        _write(job, first)
+    job.accelerator.wait_for_everyone()
+    return job.outcome.rows
 
 
 def _clear(output: Path) -> None:
@@ -66,80 +103,65 @@ def _clear(output: Path) -> None:
         (output / name).unlink(missing_ok=True)
 
 
-def _state(job: Job, stage: str) -> TrainingState:
-    """The state of one training, tied to the settings that decide its outcome."""
-    recipe = asdict(job.recipe)
-    parts: tuple[str, ...] = ("seed", "precision", "data", "model", "baseline")
-    if stage == "finetune":
-        parts += ("surgery", "finetune")
-    return TrainingState(job.output / "state" / stage, {part: recipe[part] for part in parts})
-
-
-def _original(job: Job) -> tuple[nn.Module, dict[str, list[dict[str, Any]]]]:
-    """The network to convert: from the recipe's checkpoint, or pretrained, or trained here."""
-    model = job.recipe.model
+def _original(job: Job) -> nn.Module:
+    """The network to convert: from the recipe's checkpoint, or pretrained, or trained here, or just initialised."""
+    recipe, model = job.recipe, job.recipe.model
     if model.checkpoint:
         job.say(f"original: {model.checkpoint}")
-        return surgery.load(model.checkpoint), {}
-    set_seed(job.recipe.seed)
+        return surgery.load(model.checkpoint)
+    set_seed(recipe.seed)
     network = surgery.create(model.name, pretrained=model.pretrained, **model.kwargs)
-    if model.pretrained:
-        job.say(f"original: {model.name}, pretrained")
-        return network, {}
-    job.say(f"original: {model.name}, trained here for {job.recipe.baseline.epochs} epochs")
-    recipe = job.recipe
-    network, rows = train(
-        job.accelerator,
-        network,
-        job.loaders,
-        job.data.classes,
-        recipe.baseline,
-        _state(job, "baseline"),
-        seed=recipe.seed,
-        label="train",
-    )
+    if model.pretrained or not recipe.baseline.epochs:
+        job.say(f"original: {model.name}, {'pretrained' if model.pretrained else 'not trained'}")
+        return network
+    job.say(f"original: {model.name}, trained here for {recipe.baseline.epochs} epochs")
+    network, history = job.train(network, recipe.baseline, "baseline", recipe.seed, "train")
+    job.outcome.add_curve("original", history)
     if job.accelerator.is_main_process:
         surgery.save(network, job.output / "baseline.safetensors")
-    return network, {"original": rows}
+    return network
 
 
-def _recover(job: Job, original: nn.Module, curves: dict[str, list[dict[str, Any]]]) -> list[Measured]:
-    """Convert, fine-tune, and write everything down."""
+def _recover(job: Job, original: nn.Module, seed: int) -> nn.Module:
+    """Convert and fine-tune, and the original beside it if it is to be the control; returns the converted network."""
     recipe = job.recipe
-    wanted = recipe.surgery
+    converted = _converted(job, original, seed)
+    title = f" (seed {seed})" if recipe.seeds > 1 else ""
+    teacher = copy.deepcopy(original) if recipe.finetune.distill_weight else None
+    stage = "finetune" if seed == recipe.seed else f"finetune-{seed}"
+    tuned, history = job.train(converted, recipe.finetune, stage, seed + 1000, f"fine-tune{title}", teacher)
+    job.measure("after fine-tuning", tuned)
+    job.outcome.add_curve("converted", history)
+    if recipe.control:
+        network, stage = copy.deepcopy(original), stage.replace("finetune", "control")
+        network, history = job.train(network, recipe.finetune, stage, seed + 1000, f"control{title}", teacher)
+        job.measure("control: original, fine-tuned", network)
+        job.outcome.add_curve("control", history)
+    return tuned
+
+
+def _converted(job: Job, original: nn.Module, seed: int) -> nn.Module:
+    recipe, wanted = job.recipe, job.recipe.surgery
     arguments = {"zeta": wanted.zeta, "mode": wanted.mode, **wanted.options}
     converted = surgery.convert(original, wanted.method, strict=True, **arguments)
-    rows = [job.measure("original", original), job.measure("after surgery", converted)]
-    if wanted.calibrate:
-        images = calibration_images(job.data.train, recipe.data, wanted.calibrate, recipe.seed)
-        converted = surgery.convert(original, wanted.method, strict=True, calibrate=images, **arguments)
-        rows.append(job.measure("after calibration", converted))
-    job.say(f"surgery: {len(surgery.plan(original, wanted.method, **arguments).sites)} sites converted")
-    tuned, history = train(
-        job.accelerator,
-        converted,
-        job.loaders,
-        job.data.classes,
-        recipe.finetune,
-        _state(job, "finetune"),
-        teacher=copy.deepcopy(original),
-        seed=recipe.seed + 1000,
-        label="fine-tune",
-    )
-    rows.append(job.measure("after fine-tuning", tuned))
-    if job.accelerator.is_main_process:
-        _write(job, tuned, rows, curves | {"converted": history})
-    job.accelerator.wait_for_everyone()
-    return rows
+    if seed == recipe.seed:
+        job.measure("after surgery", converted)
+        job.say(f"surgery: {len(surgery.plan(original, wanted.method, **arguments).sites)} sites converted")
+    if not wanted.calibrate:
+        return converted
+    images = calibration_images(job.data.train, recipe.data, wanted.calibrate, seed)
+    converted = surgery.convert(original, wanted.method, strict=True, calibrate=images, **arguments)
+    job.measure("after calibration", converted)
+    return converted
 
 
-def _write(job: Job, tuned: nn.Module, rows: list[Measured], curves: dict[str, list[dict[str, Any]]]) -> None:
-    path = job.output / "m.safetensors"
+def _write(job: Job, tuned: nn.Module) -> None:
+    path, outcome = job.output / "m.safetensors", job.outcome
     surgery.save(tuned, path)
     same = _same_logits(job, tuned, surgery.load(path, job.accelerator.device))
-    plot_curves(job.output / "curve.png", curves, rows)
-    write_json(job.output / "results.json", rows, curves=curves, recipe=job.recipe.to_dict(), reloaded_identical=same)
-    job.say("\n" + outcome_table(rows))
+    plot_curves(job.output / "curve.png", outcome.curves, outcome.rows[:2])
+    outcome.write_json(job.output / "results.json", recipe=job.recipe.to_dict(), reloaded_identical=same)
+    job.say("\n" + outcome.table())
     job.say(f"\n{path} reloaded: logits {'identical' if same else 'DIFFERENT'} on {len(job.data.test)} test images")  # type: ignore[arg-type]
     job.say(f"curve: {job.output / 'curve.png'}   numbers: {job.output / 'results.json'}")
     if not same:

@@ -1,45 +1,90 @@
 """What a job reports: a table, a JSON file, a plot."""
 
+import itertools
 import json
+import statistics
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from surgery.atomic_file import write_atomically
+from surgery.cost import Cost
 from surgery.table import si, table
+
+History = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One row of the table: top-1 accuracy in percent, MACs for one image, parameters."""
+    """One row of the table: top-1 accuracies in percent, one for each seed, MACs for one image, parameters."""
 
     stage: str
-    accuracy: float
+    accuracies: tuple[float, ...]
     macs: int
     params: int
 
+    @property
+    def accuracy(self) -> float:
+        """Mean over the seeds."""
+        return statistics.fmean(self.accuracies)
 
-def outcome_table(rows: list[Measured]) -> str:
-    """The table that a job prints."""
-    cells = [(r.stage, f"{r.accuracy:.2f} %", si(r.macs), si(r.params)) for r in rows]
-    return table(("", "accuracy", "MACs", "params"), cells, right=(1, 2, 3))
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over the seeds (of a sample: n − 1), 0 for one seed."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
+
+    def __str__(self) -> str:
+        spread = f" ± {self.deviation:.2f}" if len(self.accuracies) > 1 else ""
+        return f"{self.accuracy:.2f}{spread} %"
 
 
-def write_json(path: Path, rows: list[Measured], **more: Any) -> None:
-    """The same as JSON, with whatever else the job wants kept."""
-    write_atomically(path, json.dumps({"rows": [asdict(row) for row in rows], **more}, indent=1).encode())
+class Outcome:
+    """What a job has measured so far: accuracies by stage, and the curve of every training, seed after seed."""
+
+    def __init__(self) -> None:
+        self.curves: dict[str, list[History]] = {}
+        self._rows: dict[str, Measured] = {}
+
+    def add(self, stage: str, accuracy: float, spent: Cost) -> None:
+        """One more accuracy of a stage; the network of a stage costs the same whatever the seed."""
+        before = self._rows[stage].accuracies if stage in self._rows else ()
+        self._rows[stage] = Measured(stage, (*before, accuracy), spent.macs, spent.params)
+
+    def add_curve(self, name: str, history: History) -> None:
+        self.curves.setdefault(name, []).append(history)
+
+    @property
+    def rows(self) -> list[Measured]:
+        """The stages in the order in which they were first measured."""
+        return list(self._rows.values())
+
+    def table(self) -> str:
+        """What a job prints at its end."""
+        cells = [(r.stage, str(r), si(r.macs), si(r.params)) for r in self.rows]
+        return table(("", "accuracy", "MACs", "params"), cells, right=(1, 2, 3))
+
+    def write_json(self, path: Path, **more: Any) -> None:
+        """Rows and curves as JSON, with whatever else the job wants kept."""
+        rows = [asdict(row) | {"accuracy": row.accuracy, "deviation": row.deviation} for row in self.rows]
+        write_atomically(path, json.dumps({"rows": rows, "curves": self.curves, **more}, indent=1).encode())
 
 
-def plot_curves(path: Path, curves: dict[str, list[dict[str, Any]]], rows: list[Measured]) -> None:
-    """Accuracy against epochs of each training, with the accuracies before it as lines, to a PNG."""
+def plot_curves(path: Path, curves: dict[str, list[History]], lines: Iterable[Measured] = ()) -> None:
+    """Accuracy against epochs to a PNG: means over the seeds, with the range of all as a band; some rows as lines."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for name, history in curves.items():
-        axes.plot([row["epoch"] for row in history], [row["accuracy"] for row in history], marker="o", label=name)
-    for row, style in zip(rows[:2], ("--", ":"), strict=False):
+    for name, histories in curves.items():
+        epochs = [row["epoch"] for row in histories[0]]
+        runs = list(zip(*([row["accuracy"] for row in history] for history in histories), strict=True))
+        (line,) = axes.plot(epochs, [statistics.fmean(run) for run in runs], marker="o", markersize=3, label=name)
+        axes.fill_between(
+            epochs, [min(run) for run in runs], [max(run) for run in runs], color=line.get_color(), alpha=0.2
+        )
+    for row, style in zip(lines, itertools.cycle(("--", ":", "-."))):
         axes.axhline(row.accuracy, linestyle=style, color="grey", label=f"{row.stage}: {row.accuracy:.1f} %")
     axes.set(xlabel="epoch", ylabel="top-1 accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -19,15 +19,24 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True)
 class DataSettings:
-    """``name`` of a data set (``digits``), image size and batch size, and timm's augmentation of training images."""
+    """``name`` of a data set (digits, cifar10, cifar100), image size and batch size, augmentation of training images.
+
+    ``root`` is the folder that holds the data set's (default: the variable SURGERY_DATA). Training images are cropped
+    at random: with ``padding``, to their size from the image with that many black pixels around; without, by timm's
+    random resized crop to a share of the area within ``scale``.
+    """
 
     name: str = "digits"
+    root: str | None = None
     image_size: int = 32
     batch_size: int = 64
     workers: int = 0
     scale: tuple[float, float] = (0.8, 1.0)
+    padding: int = 0
     hflip: float = 0.0
     color_jitter: float = 0.0
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,8 @@ class SurgerySettings:
 class TrainSettings:
     """One training: timm's optimiser and scheduler by name, mixup, EMA, and distillation from the original.
 
-    ``distill_weight`` is the share of the loss that comes from the teacher's logits (0: labels only).
+    ``distill_weight`` is the share of the loss that comes from the teacher's logits (0: labels only). A baseline of 0
+    epochs leaves the original as it was initialised, so that the fine-tuning is a training from scratch.
     """
 
     epochs: int = 10
@@ -77,10 +87,16 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole job. ``output`` is its folder, ``fresh`` starts over, ``precision`` is Accelerate's (no, fp16, bf16)."""
+    """A whole job. ``output`` is its folder, ``fresh`` starts over, ``precision`` is Accelerate's (no, fp16, bf16).
+
+    With ``seeds`` above 1 calibration and fine-tuning are repeated from ``seed``, ``seed`` + 1, … and reported as mean
+    ± standard deviation. ``control`` fine-tunes the unconverted network beside, in just the same way.
+    """
 
     output: str = "runs/quickstart"
     seed: int = 0
+    seeds: int = 1
+    control: bool = False
     precision: str = "no"
     threads: int = 0
     fresh: bool = False
@@ -91,9 +107,11 @@ class Recipe:
     finetune: TrainSettings = field(default_factory=TrainSettings)
 
     def __post_init__(self) -> None:
-        for name, settings in (("baseline", self.baseline), ("finetune", self.finetune)):
-            if settings.epochs < 1:
-                raise RecipeError(f"{name}.epochs={settings.epochs}: at least 1 is needed")
+        if self.seeds < 1:
+            raise RecipeError(f"seeds={self.seeds}: at least 1 is needed")
+        for name, settings, least in (("baseline", self.baseline, 0), ("finetune", self.finetune, 1)):
+            if settings.epochs < least:
+                raise RecipeError(f"{name}.epochs={settings.epochs}: at least {least} is needed")
             if settings.lr <= 0:
                 raise RecipeError(f"{name}.lr={settings.lr}: a number above 0 is needed")
             if not 0 <= settings.distill_weight <= 1:

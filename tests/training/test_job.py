@@ -41,7 +41,7 @@ def test_leaves_all_that_it_promises(tmp_path, capsys):
     assert "logits identical on 360 test images" in out
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["reloaded_identical"] is True
-    assert len(results["curves"]["converted"]) == 2
+    assert [len(history) for history in results["curves"]["converted"]] == [2]
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     edits = surgery.load(tmp_path / "m.safetensors").surgery_edits
     assert [edit.method for edit in edits].count("pix") == 4
@@ -52,6 +52,24 @@ def test_calibrated_before_it_is_fine_tuned(tmp_path, capsys):
     assert [row.stage for row in rows] == ["original", "after surgery", "after calibration", "after fine-tuning"]
     assert rows[2].accuracy > rows[1].accuracy
     assert "logits identical" in capsys.readouterr().out
+
+
+def test_control_and_seeds(tmp_path, capsys):
+    more = ["seeds=2", "control=true", "baseline.epochs=1", "finetune.epochs=1", "surgery.calibrate=100"]
+    rows = {row.stage: row for row in run(recipe(tmp_path, *more))}
+    assert [len(row.accuracies) for row in rows.values()] == [1, 1, 2, 2, 2]
+    tuned, control = rows["after fine-tuning"], rows["control: original, fine-tuned"]
+    assert control.macs == rows["original"].macs > tuned.macs
+    assert tuned.deviation == pytest.approx(abs(tuned.accuracies[0] - tuned.accuracies[1]) / 2**0.5)
+    assert " ± " in capsys.readouterr().out
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert len(written["curves"]["control"]) == len(written["curves"]["converted"]) == 2
+
+
+def test_from_scratch(tmp_path):
+    rows = run(recipe(tmp_path, "baseline.epochs=0", "finetune.epochs=1"))
+    assert not (tmp_path / "baseline.safetensors").exists()
+    assert [row.stage for row in rows] == ["original", "after surgery", "after fine-tuning"]
 
 
 def test_interrupted_and_resumed_gives_the_same_bits(tmp_path, monkeypatch):

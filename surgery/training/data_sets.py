@@ -1,0 +1,122 @@
+"""Data sets by name: training and test images with labels, as timm's loaders take them."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch.utils.data import Dataset
+from torchvision.datasets import ImageFolder
+from tqdm import tqdm
+
+from surgery.errors import check_choice
+from surgery.training.recipe import DataSettings, RecipeError
+
+DATA_VARIABLE = "SURGERY_DATA"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Training and test images (PIL, label) and the number of classes."""
+
+    train: Dataset
+    test: Dataset
+    classes: int
+
+
+class Images(Dataset):
+    """Images in memory, uint8 (N, H, W, 3), with labels; ``transform`` is set by timm's loader."""
+
+    def __init__(self, pixels: np.ndarray, labels: Sequence[int]) -> None:
+        self.pixels, self.labels = pixels, list(labels)
+        self.transform: Callable[[Image.Image], object] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[object, int]:
+        image = Image.fromarray(self.pixels[index])
+        return (image if self.transform is None else self.transform(image)), self.labels[index]
+
+
+def digits(settings: DataSettings) -> DataSet:
+    """scikit-learn's 1,797 handwritten digits (8×8, 10 classes), enlarged; one fifth is the test set."""
+    bunch = load_digits()
+    size = (settings.image_size, settings.image_size)
+    small = (bunch.images / 16 * 255).round().astype(np.uint8)
+    large = [Image.fromarray(each).convert("RGB").resize(size, Image.Resampling.BICUBIC) for each in small]
+    images = np.stack([np.asarray(each) for each in large])
+    labels = [int(label) for label in bunch.target]
+    parts = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
+    return DataSet(Images(parts[0], parts[2]), Images(parts[1], parts[3]), 10)
+
+
+def cifar10(settings: DataSettings) -> DataSet:
+    """CIFAR-10 as image files: ``cifar10/{train,test}/CLASS/*``, decoded once and kept in memory (180 MB)."""
+    return _small_images(settings, "cifar10", 10)
+
+
+def cifar100(settings: DataSettings) -> DataSet:
+    """CIFAR-100 (fine labels) as image files: ``cifar100/{train,test}/CLASS/*``, kept in memory (180 MB)."""
+    return _small_images(settings, "cifar100", 100)
+
+
+DATA_SETS: dict[str, Callable[[DataSettings], DataSet]] = {"digits": digits, "cifar10": cifar10, "cifar100": cifar100}
+
+
+def open_data(settings: DataSettings) -> DataSet:
+    """The recipe's data set; raises RecipeError that lists what there is, or what is missing where."""
+    try:
+        check_choice("data.name", settings.name, DATA_SETS)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    return DATA_SETS[settings.name](settings)
+
+
+def _small_images(settings: DataSettings, name: str, classes: int) -> DataSet:
+    folder = data_folder(settings, name, ("train", "test"))
+    train, test = ImageFolder(folder / "train"), ImageFolder(folder / "test")
+    for part in (train, test):
+        if len(part.classes) != classes or part.classes != train.classes:
+            raise RecipeError(f"{part.root} has {len(part.classes)} class folders, {name} has {classes}")
+    return DataSet(_decoded(train), _decoded(test), classes)
+
+
+def data_folder(settings: DataSettings, name: str, parts: Sequence[str]) -> Path:
+    """The folder ``name`` below ``data.root`` (or SURGERY_DATA), or that folder itself, with ``parts`` in it.
+
+    Raises:
+        RecipeError: no folder is given, or it lacks a part; says how it should be laid out.
+    """
+    root = settings.root or os.environ.get(DATA_VARIABLE)
+    layout = f"{name}/{{{','.join(parts)}}}/…"
+    if not root:
+        raise RecipeError(
+            f"data.name={name} is read from files: set data.root, or {DATA_VARIABLE}, to where {layout} is"
+        )
+    for folder in (Path(root) / name, Path(root)):
+        if all((folder / part).is_dir() for part in parts):
+            return folder
+    source = "data.root" if settings.root else DATA_VARIABLE
+    raise RecipeError(f"{source}={root}: there is no {layout} in it")
+
+
+def _decoded(folder: ImageFolder) -> Images:
+    bar = tqdm(folder.samples, f"reading {Path(folder.root).name} images", leave=False, unit="image", mininterval=0.5)
+    pixels = [_pixels(path, (32, 32)) for path, _ in bar]
+    return Images(np.stack(pixels), [label for _, label in folder.samples])
+
+
+def _pixels(path: str, size: tuple[int, int]) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise RecipeError(f"{path} cannot be read as an image: {error}") from error
+    if pixels.shape[:2] != size:
+        raise RecipeError(f"{path} is {pixels.shape[1]}×{pixels.shape[0]}, {size[1]}×{size[0]} is needed")
+    return pixels

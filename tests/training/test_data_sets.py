@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from surgery.training.data import calibration_images, make_loader
+from surgery.training.data_sets import open_data
+from surgery.training.recipe import DataSettings, RecipeError
+
+SETTINGS = {"name": "cifar10", "image_size": 32, "batch_size": 8}
+
+
+def cifar(folder, size=32, classes=10, suffix="png"):
+    """Two images of each class and part, in the layout of the real thing."""
+    generator = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for label in range(classes):
+            place = folder / "cifar10" / part / f"class{label}"
+            place.mkdir(parents=True)
+            for index in range(2):
+                pixels = generator.integers(0, 255, (size, size, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(place / f"{index}.{suffix}")
+    return folder
+
+
+def test_cifar_from_a_folder(tmp_path, monkeypatch):
+    cifar(tmp_path)
+    data = open_data(DataSettings(root=str(tmp_path), **SETTINGS))
+    assert (len(data.train), len(data.test), data.classes) == (20, 20, 10)
+    image, label = data.train[3]
+    assert label == 1
+    with Image.open(tmp_path / "cifar10/train/class1/1.png") as file:
+        assert np.array_equal(np.asarray(image), np.asarray(file))
+    monkeypatch.setenv("SURGERY_DATA", str(tmp_path))
+    assert len(open_data(DataSettings(**SETTINGS)).train) == 20
+    assert len(open_data(DataSettings(root=str(tmp_path / "cifar10"), **SETTINGS)).train) == 20
+
+
+def test_batches_are_augmented_normalised_and_for_calibration_plain(tmp_path):
+    settings = DataSettings(root=str(cifar(tmp_path)), padding=4, mean=(0.0,) * 3, std=(1.0,) * 3, **SETTINGS)
+    data = open_data(settings)
+    padded = next(iter(make_loader(data.train, settings, training=True)))[0]
+    assert padded.shape == (8, 3, 32, 32)
+    assert (padded[:, :, [0, -1]] == 0).any()
+    (first, *_), labels = next(iter(make_loader(data.test, settings, training=False)))
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert np.allclose(first.permute(1, 2, 0).numpy() * 255, data.test.pixels[0], atol=1e-3)
+    chosen = list(calibration_images(data.train, settings, 12, seed=0))
+    assert [len(batch) for batch in chosen] == [8, 4]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: None, r"data\.root=.*there is no cifar10/\{train,test\}"),
+        (lambda folder: cifar(folder, classes=3), "has 3 class folders, cifar10 has 10"),
+        (lambda folder: cifar(folder, size=16), "16×16, 32×32 is needed"),
+        (lambda folder: (cifar(folder) / "cifar10/test/class0/1.png").write_text("no"), r"1\.png cannot be read"),
+    ],
+)
+def test_folders_that_will_not_do(tmp_path, make, message):
+    make(tmp_path)
+    with pytest.raises(RecipeError, match=message):
+        open_data(DataSettings(root=str(tmp_path), **SETTINGS))
+
+
+def test_no_folder_given(monkeypatch):
+    monkeypatch.delenv("SURGERY_DATA", raising=False)
+    with pytest.raises(RecipeError, match=r"set data\.root, or SURGERY_DATA, to where cifar10/"):
+        open_data(DataSettings(**SETTINGS))
