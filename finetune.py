@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("recipe", nargs="?", default=str(QUICKSTART), help="a YAML file (default: %(default)s)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace the recipe's")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     if "=" in given.recipe and not Path(given.recipe).exists():
         given.recipe, given.settings = str(QUICKSTART), [given.recipe, *given.settings]
 

@@ -23,6 +23,7 @@ def convert(
     strict: bool = False,
     match: bool | None = None,
     calibrate: Iterable[Any] | Tensor | None = None,
+    images: int | None = 1024,
     **arguments: Any,
 ) -> nn.Module:
     """Convert a model; the result reuses its weights and stays the class it was.
@@ -35,6 +36,7 @@ def convert(
             nothing of what the model computes. Default: where it is calibrated.
         calibrate: unlabelled images, as for :func:`surgery.calibrate`: fit what follows the sites to what the original
             computes there. Most of the accuracy that surgery takes comes back so, in seconds to minutes.
+        images: at most so many are drawn from ``calibrate``; None takes all.
         **arguments: as for :func:`surgery.plan`.
 
     Returns:
@@ -62,7 +64,7 @@ def convert(
         return carry_out(decided, model)
     original, kept = copied(model), decided.kept_outputs(model)
     converted = carry_out(decided, model)
-    fit(converted, original, calibrate, kept=kept)
+    fit(converted, original, calibrate, kept=kept, images=images)
     return converted
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import surgery
+from surgery.training.block_distillation import common_blocks
 from surgery.training.data import calibration_images, make_loader
 from surgery.training.data_sets import DataSet, open_data
 from surgery.training.outcome import History, Measured, Outcome, plot_curves
@@ -47,6 +49,7 @@ class Job:
         seed: int,
         label: str,
         teacher: nn.Module | None = None,
+        blocks: Sequence[str] = (),
     ) -> tuple[nn.Module, History]:
         """Train, or go on; the state's folder is named after the stage."""
         return train(
@@ -56,7 +59,8 @@ class Job:
             self.data.classes,
             settings,
             self._state(stage, seed),
-            teacher=teacher,
+            teacher=copy.deepcopy(teacher),
+            blocks=blocks,
             seed=seed,
             label=label,
         )
@@ -85,11 +89,13 @@ def run(recipe: Recipe) -> list[Measured]:
     output.mkdir(parents=True, exist_ok=True)
     loaders = (make_loader(data.train, recipe.data, True), make_loader(data.test, recipe.data, False))
     job = Job(recipe, output, Accelerator(mixed_precision=recipe.precision), data, loaders)
-    original = _original(job)
+    original = _original(job, recipe.seed)
     job.measure("original", original)
     first = _recover(job, original, recipe.seed)
-    for repetition in range(1, recipe.seeds):
-        _recover(job, original, recipe.seed + repetition)
+    for seed in range(recipe.seed + 1, recipe.seed + recipe.seeds):
+        if recipe.from_scratch:
+            original = _original(job, seed)
+        _recover(job, original, seed)
     if job.accelerator.is_main_process:
         _write(job, first)
     job.accelerator.wait_for_everyone()
@@ -103,19 +109,19 @@ def _clear(output: Path) -> None:
         (output / name).unlink(missing_ok=True)
 
 
-def _original(job: Job) -> nn.Module:
+def _original(job: Job, seed: int) -> nn.Module:
     """The network to convert: from the recipe's checkpoint, or pretrained, or trained here, or just initialised."""
     recipe, model = job.recipe, job.recipe.model
     if model.checkpoint:
         job.say(f"original: {model.checkpoint}")
         return surgery.load(model.checkpoint)
-    set_seed(recipe.seed)
+    set_seed(seed)
     network = surgery.create(model.name, pretrained=model.pretrained, **model.kwargs)
-    if model.pretrained or not recipe.baseline.epochs:
+    if model.pretrained or recipe.from_scratch:
         job.say(f"original: {model.name}, {'pretrained' if model.pretrained else 'not trained'}")
         return network
     job.say(f"original: {model.name}, trained here for {recipe.baseline.epochs} epochs")
-    network, history = job.train(network, recipe.baseline, "baseline", recipe.seed, "train")
+    network, history = job.train(network, recipe.baseline, "baseline", seed, "train")
     job.outcome.add_curve("original", history)
     if job.accelerator.is_main_process:
         surgery.save(network, job.output / "baseline.safetensors")
@@ -127,30 +133,40 @@ def _recover(job: Job, original: nn.Module, seed: int) -> nn.Module:
     recipe = job.recipe
     converted = _converted(job, original, seed)
     title = f" (seed {seed})" if recipe.seeds > 1 else ""
-    teacher = copy.deepcopy(original) if recipe.finetune.distill_weight else None
+    blocks = _blocks(job, converted, original) if recipe.finetune.block_weight else []
     stage = "finetune" if seed == recipe.seed else f"finetune-{seed}"
-    tuned, history = job.train(converted, recipe.finetune, stage, seed + 1000, f"fine-tune{title}", teacher)
+    if not recipe.finetune.epochs:
+        return converted
+    tuned, history = job.train(converted, recipe.finetune, stage, seed + 1000, f"fine-tune{title}", original, blocks)
     job.measure("after fine-tuning", tuned)
     job.outcome.add_curve("converted", history)
     if recipe.control:
         network, stage = copy.deepcopy(original), stage.replace("finetune", "control")
-        network, history = job.train(network, recipe.finetune, stage, seed + 1000, f"control{title}", teacher)
+        network, history = job.train(network, recipe.finetune, stage, seed + 1000, f"control{title}", original, blocks)
         job.measure("control: original, fine-tuned", network)
         job.outcome.add_curve("control", history)
     return tuned
 
 
+def _blocks(job: Job, converted: nn.Module, original: nn.Module) -> list[str]:
+    size = job.recipe.data.image_size
+    device = job.accelerator.device
+    return common_blocks(converted.to(device), original.to(device), torch.zeros(2, 3, size, size, device=device))
+
+
 def _converted(job: Job, original: nn.Module, seed: int) -> nn.Module:
     recipe, wanted = job.recipe, job.recipe.surgery
     arguments = {"zeta": wanted.zeta, "mode": wanted.mode, **wanted.options}
-    converted = surgery.convert(original, wanted.method, strict=True, **arguments)
+    converted = surgery.convert(original, wanted.method, strict=True, match=wanted.match, **arguments)
     if seed == recipe.seed:
         job.measure("after surgery", converted)
         job.say(f"surgery: {len(surgery.plan(original, wanted.method, **arguments).sites)} sites converted")
     if not wanted.calibrate:
         return converted
     images = calibration_images(job.data.train, recipe.data, wanted.calibrate, seed)
-    converted = surgery.convert(original, wanted.method, strict=True, calibrate=images, **arguments)
+    converted = surgery.convert(
+        original, wanted.method, strict=True, match=wanted.match, calibrate=images, images=None, **arguments
+    )
     job.measure("after calibration", converted)
     return converted
 

@@ -54,12 +54,14 @@ class SurgerySettings:
     """Arguments of ``surgery.convert``; ``options`` holds its further ones (include, tau, …).
 
     ``calibrate`` is a number of training images, taken without their labels, for ``surgery.calibrate`` (0: none).
+    ``match`` reorders channels first (default: where it is calibrated).
     """
 
     method: str = "pix"
     zeta: int | None = None
     mode: str = "squeeze"
     calibrate: int = 0
+    match: bool | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -67,8 +69,10 @@ class SurgerySettings:
 class TrainSettings:
     """One training: timm's optimiser and scheduler by name, mixup, EMA, and distillation from the original.
 
-    ``distill_weight`` is the share of the loss that comes from the teacher's logits (0: labels only). A baseline of 0
-    epochs leaves the original as it was initialised, so that the fine-tuning is a training from scratch.
+    ``distill_weight`` is the share of the loss that comes from the teacher's logits (0: labels only), ``block_weight``
+    what is added of the error of the converted blocks' outputs (as a share of their variance). A baseline of 0
+    epochs leaves the original as it was initialised, so that the fine-tuning is a training from scratch; a fine-tuning
+    of 0 epochs leaves the network as surgery and calibration made it.
     """
 
     epochs: int = 10
@@ -83,6 +87,12 @@ class TrainSettings:
     clip_grad: float = 0.0
     distill_weight: float = 0.0
     temperature: float = 1.0
+    block_weight: float = 0.0
+
+    @property
+    def distills(self) -> bool:
+        """Whether a teacher is needed."""
+        return self.distill_weight > 0 or self.block_weight > 0
 
 
 @dataclass(frozen=True)
@@ -109,25 +119,33 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise RecipeError(f"seeds={self.seeds}: at least 1 is needed")
-        for name, settings, least in (("baseline", self.baseline, 0), ("finetune", self.finetune, 1)):
-            if settings.epochs < least:
-                raise RecipeError(f"{name}.epochs={settings.epochs}: at least {least} is needed")
+        for name, settings in (("baseline", self.baseline), ("finetune", self.finetune)):
+            if settings.epochs < 0:
+                raise RecipeError(f"{name}.epochs={settings.epochs}: at least 0 is needed")
             if settings.lr <= 0:
                 raise RecipeError(f"{name}.lr={settings.lr}: a number above 0 is needed")
             if not 0 <= settings.distill_weight <= 1:
                 raise RecipeError(f"{name}.distill_weight={settings.distill_weight}: a share from 0 to 1 is needed")
+            if settings.block_weight < 0:
+                raise RecipeError(f"{name}.block_weight={settings.block_weight}: a number from 0 is needed")
             if settings.mixup and settings.distill_weight == 1:
                 raise RecipeError(f"{name}: mixup mixes labels, and distill_weight=1 uses none; set one of them to 0")
         if self.surgery.calibrate < 0:
             raise RecipeError(f"surgery.calibrate={self.surgery.calibrate}: a number of images, or 0, is needed")
-        if self.baseline.distill_weight:
-            raise RecipeError("baseline.distill_weight: the baseline has no teacher; 0 is needed")
+        for key in ("distill_weight", "block_weight"):
+            if getattr(self.baseline, key):
+                raise RecipeError(f"baseline.{key}: the baseline has no teacher; 0 is needed")
         if self.data.batch_size < 2 or self.data.image_size < 8:
             raise RecipeError(f"data: batch_size >= 2 and image_size >= 8 are needed, got {self.data}")
         try:
             check_choice("precision", self.precision, ("no", "fp16", "bf16"))
         except ValueError as error:
             raise RecipeError(str(error)) from None
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether what is converted has never been trained."""
+        return not (self.model.checkpoint or self.model.pretrained or self.baseline.epochs)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

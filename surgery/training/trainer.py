@@ -1,6 +1,7 @@
 """One training: timm's task, optimiser, scheduler, mixup and EMA, driven by Accelerate."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,12 +11,13 @@ from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
+from timm.task import ClassificationTask, TrainingTask
 from torch import nn
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
+from surgery.training.block_distillation import BlockDistillationTask
 from surgery.training.recipe import TrainSettings
 from surgery.training.state import TrainingState
 
@@ -44,10 +46,14 @@ def train(
     state: TrainingState,
     *,
     teacher: nn.Module | None = None,
+    blocks: Sequence[str] = (),
     seed: int = 0,
     label: str = "train",
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Train ``model`` for the epochs that its state lacks.
+
+    Args:
+        teacher: gives the logits, and the outputs of ``blocks``, that ``settings`` may ask to be matched.
 
     Returns:
         The trained network (its EMA where asked for) and one row per epoch: epoch, loss, lr, accuracy (percent).
@@ -56,7 +62,7 @@ def train(
         NonFiniteLossError: naming epoch and step; the last whole epoch stays on disk.
         RecipeError: ``state`` holds a training with other settings.
     """
-    task, optimizer = _prepare(accelerator, model, settings, teacher)
+    task, optimizer = _prepare(accelerator, model, settings, teacher, blocks)
     loader, test = accelerator.prepare_data_loader(loaders[0]), accelerator.prepare_data_loader(loaders[1])
     scheduler = create_scheduler_v2(
         optimizer,
@@ -75,38 +81,49 @@ def train(
         accuracy = evaluate(accelerator, ema.module if ema else task.trainable_module, test, classes)
         rows.append({"epoch": epoch + 1, "loss": loss, "lr": optimizer.param_groups[0]["lr"], "accuracy": accuracy})
         state.save(accelerator, ema, epoch + 1, rows)
-    trained = ema.module if ema else accelerator.unwrap_model(task.trainable_module)
+    trained = ema.module if ema else accelerator.unwrap_model(task.trainable_module, keep_fp32_wrapper=False)
     accelerator.free_memory()
     return trained.eval(), rows
 
 
 def _prepare(
-    accelerator: Accelerator, model: nn.Module, settings: TrainSettings, teacher: nn.Module | None
+    accelerator: Accelerator,
+    model: nn.Module,
+    settings: TrainSettings,
+    teacher: nn.Module | None,
+    blocks: Sequence[str],
 ) -> tuple[Any, torch.optim.Optimizer]:
     """The task, its network and optimiser on the device, wrapped for as many processes as there are."""
     model.to(accelerator.device).train()
     optimizer = create_optimizer_v2(
         model, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay, momentum=0.9
     )
-    criterion = SoftTargetCrossEntropy() if settings.mixup else LabelSmoothingCrossEntropy(settings.smoothing)
-    task: TrainingTask
-    if teacher is not None and settings.distill_weight > 0:
-        task = LogitDistillationTask(
-            model,
-            teacher.to(accelerator.device).eval().requires_grad_(False),
-            criterion=criterion,
-            task_loss_weight=1 - settings.distill_weight,
-            distill_loss_weight=settings.distill_weight,
-            temperature=settings.temperature,
-            device=accelerator.device,
-            verbose=False,
-        )
-    else:
-        task = ClassificationTask(model, criterion=criterion, device=accelerator.device, verbose=False)
+    task = _task(accelerator, model, settings, teacher, blocks)
     if settings.ema_decay:
         task.setup_ema(decay=settings.ema_decay, use_warmup=True)
     task.trainable_module, optimizer = accelerator.prepare(model, optimizer)
     return task, optimizer
+
+
+def _task(
+    accelerator: Accelerator,
+    model: nn.Module,
+    settings: TrainSettings,
+    teacher: nn.Module | None,
+    blocks: Sequence[str],
+) -> TrainingTask:
+    """timm's task for the settings: with labels only, or from the teacher's logits and blocks too."""
+    criterion = SoftTargetCrossEntropy() if settings.mixup else LabelSmoothingCrossEntropy(settings.smoothing)
+    common: dict[str, Any] = {"criterion": criterion, "device": accelerator.device, "verbose": False}
+    if teacher is None or not settings.distills:
+        return ClassificationTask(model, **common)
+    common |= {
+        "task_loss_weight": 1 - settings.distill_weight,
+        "distill_loss_weight": settings.distill_weight,
+        "temperature": settings.temperature,
+    }
+    teacher = accelerator.prepare_model(teacher.eval().requires_grad_(False), evaluation_mode=True)
+    return BlockDistillationTask(model, teacher, blocks=blocks, block_weight=settings.block_weight, **common)
 
 
 def _epoch(
@@ -131,8 +148,7 @@ def _epoch(
             images, labels = mixup(images, labels)  # noqa: PLW2901
         elif mixup is not None:
             labels = nn.functional.one_hot(labels, _classes(task)).float()  # noqa: PLW2901
-        with accelerator.autocast():
-            loss = task(images, labels)["loss"]
+        loss = task(images, labels)["loss"]  # the networks are prepared to autocast; the loss itself is in float32
         value = loss.item()
         if not math.isfinite(value):
             raise NonFiniteLossError(f"{title}: the loss is {value} at step {step + 1}; a lower lr is the usual remedy")

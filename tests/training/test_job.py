@@ -72,6 +72,13 @@ def test_from_scratch(tmp_path):
     assert [row.stage for row in rows] == ["original", "after surgery", "after fine-tuning"]
 
 
+def test_without_training(tmp_path):
+    rows = run(recipe(tmp_path, "baseline.epochs=0", "finetune.epochs=0", "surgery.calibrate=40", "control=true"))
+    assert [row.stage for row in rows] == ["original", "after surgery", "after calibration"]
+    assert (tmp_path / "m.safetensors").exists()
+    assert (tmp_path / "curve.png").exists()
+
+
 def test_interrupted_and_resumed_gives_the_same_bits(tmp_path, monkeypatch):
     run(recipe(tmp_path / "whole"))
     real, calls = trainer_module._epoch, []
@@ -106,6 +113,19 @@ def test_mixup_ema_clipping_bf16_and_a_checkpoint(tmp_path):
     rows = run(recipe(tmp_path / "two", checkpoint, *more))
     assert len(rows) == 3
     assert run(recipe(tmp_path / "two", checkpoint, *more))[2].accuracy == rows[2].accuracy
+
+
+def test_bf16_autocasts_in_training_only(tmp_path):
+    assert len(run(recipe(tmp_path, "precision=bf16"))) == 3  # and it is reloaded identical, or an error is raised
+
+
+def test_learns_from_blocks_without_labels(tmp_path):
+    more = ["baseline.epochs=4", "finetune.distill_weight=1.0", "finetune.block_weight=20.0", "control=true"]
+    rows = {row.stage: row for row in run(recipe(tmp_path, *more))}
+    assert rows["after fine-tuning"].accuracy > rows["after surgery"].accuracy
+    history = json.loads((tmp_path / "results.json").read_text())["curves"]
+    # the control's blocks are the original's but for the batch statistics of training mode
+    assert history["control"][0][0]["loss"] < history["converted"][0][0]["loss"]
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_place(tmp_path):

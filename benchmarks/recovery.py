@@ -1,0 +1,186 @@
+"""How fast the accuracy comes back: scratch, converted, calibrated, distilled, each against an equal control.
+
+    python benchmarks/recovery.py --data FOLDER                       all of it: under three hours on two cores
+    python benchmarks/recovery.py --data FOLDER --seeds 1 baseline.epochs=4 --budgets 0.25
+
+The recipe's network is trained once; then every variant is fine-tuned for each budget (a share of those epochs), seed
+after seed. Below --output lie a folder for each run, recovery.md and recovery.png. The same command goes on where it
+was stopped. 'scratch' trains a freshly initialised network as the original was trained, for the budget.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from surgery.atomic_file import write_atomically
+from surgery.training import Recipe, load_recipe, run
+from surgery.training.recipe import RecipeError
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "cifar10.yaml"
+NAIVE = ["surgery.calibrate=0", "surgery.match=false"]
+LABELS = ["finetune.distill_weight=0"]
+VARIANTS: dict[str, list[str]] = {
+    "scratch": [*NAIVE, *LABELS, "control=true"],
+    "converted": [*NAIVE, *LABELS, "control=true"],
+    "calibrated": [*LABELS],
+    "calibrated, distilled": ["control=true"],
+}
+COLOURS = {
+    "scratch": "tab:grey",
+    "converted": "tab:red",
+    "calibrated": "tab:blue",
+    "calibrated, distilled": "tab:green",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = _parser().parse_intermixed_args(arguments)
+    settings = [f"data.root={given.data}"] if given.data else []
+    settings += [*given.settings, f"seeds={given.seeds}"]
+    try:
+        recipe = load_recipe(given.recipe, settings)
+        budgets = [_epochs(recipe, share) for share in given.budgets]
+        original = _train(given, settings)
+        results = {
+            (name, epochs): _variant(given, settings, recipe, original, name, epochs)
+            for epochs in budgets
+            for name in VARIANTS
+        }
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last whole epoch", file=sys.stderr)
+        return 130
+    except (RecipeError, OSError) as error:
+        print(f"recovery.py: {error}", file=sys.stderr)
+        return 2
+    text = _markdown(results, budgets, recipe)
+    write_atomically(given.output / "recovery.md", text.encode())
+    _plot(given.output / "recovery.png", results, budgets)
+    print(f"\n{text}\n{given.output / 'recovery.md'} and {given.output / 'recovery.png'} written")
+    return 0
+
+
+def _epochs(recipe: Recipe, share: float) -> int:
+    epochs = round(share * recipe.baseline.epochs)
+    if epochs < 1:
+        raise RecipeError(f"--budgets {share}: less than one of baseline.epochs={recipe.baseline.epochs}")
+    return epochs
+
+
+def _train(given: argparse.Namespace, settings: list[str]) -> Path:
+    """The original, trained once; also surgery and calibration without any training, for all seeds."""
+    _run(given, "original", [*settings, "finetune.epochs=0"])
+    return given.output / "original" / "baseline.safetensors"
+
+
+def _variant(
+    given: argparse.Namespace, settings: list[str], recipe: Recipe, original: Path, name: str, epochs: int
+) -> dict[str, Any]:
+    start = [f"model.checkpoint={original}"]
+    if name == "scratch":
+        trained = dataclasses.asdict(recipe.baseline)
+        start = ["baseline.epochs=0", *(f"finetune.{key}={value}" for key, value in trained.items())]
+    folder = f"{name.replace(', ', '-')}-{epochs}"
+    return _run(given, folder, [*settings, *start, *VARIANTS[name], f"finetune.epochs={epochs}"])
+
+
+def _run(given: argparse.Namespace, name: str, settings: list[str]) -> dict[str, Any]:
+    """One recipe in a folder of its own; read from there where it is done already with these settings."""
+    output = given.output / name
+    recipe = load_recipe(given.recipe, [*settings, f"output={output}"])
+    results = output / "results.json"
+    if results.exists():
+        found = json.loads(results.read_text())
+        if found["recipe"] == json.loads(json.dumps(recipe.to_dict())):
+            return found
+    print(f"\n== {name}")
+    run(recipe)
+    return json.loads(results.read_text())
+
+
+def _markdown(results: dict[tuple[str, int], dict[str, Any]], budgets: list[int], recipe: Recipe) -> str:
+    lines = [
+        f"{recipe.data.name}, {recipe.model.kwargs}, zeta = {recipe.surgery.zeta}, original trained for "
+        f"{recipe.baseline.epochs} epochs, {recipe.seeds} seeds; accuracy in percent, mean ± standard deviation.",
+        "",
+        "| variant | epochs | before | after | control | difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (name, epochs), found in results.items():
+        rows = {row["stage"]: row for row in found["rows"]}
+        control = rows.get(CONTROL) or _control(results, epochs)
+        start, tuned = rows.get("after calibration", rows["after surgery"]), rows["after fine-tuning"]
+        difference = f"{tuned['accuracy'] - control['accuracy']:+.2f}"
+        lines.append(f"| {name} | {epochs} | {_shown(start)} | {_shown(tuned)} | {_shown(control)} | {difference} |")
+    first = next(iter(results.values()))["rows"]
+    macs = {row["stage"]: row["macs"] for row in first}
+    original = next(row for row in results["converted", budgets[0]]["rows"] if row["stage"] == "original")
+    lines += [
+        "",
+        f"Original: {original['accuracy']:.2f} %, {macs['original'] / 1e6:.2f} M MACs; converted "
+        f"{macs['after fine-tuning'] / 1e6:.2f} M.",
+    ]
+    return "\n".join(lines)
+
+
+CONTROL = "control: original, fine-tuned"
+
+
+def _control(results: dict[tuple[str, int], dict[str, Any]], epochs: int) -> dict[str, Any]:
+    """The control of a variant that is trained just as ``converted`` is."""
+    return next(row for row in results["converted", epochs]["rows"] if row["stage"] == CONTROL)
+
+
+def _shown(row: dict[str, Any]) -> str:
+    spread = f" ± {row['deviation']:.2f}" if len(row["accuracies"]) > 1 else ""
+    return f"{row['accuracy']:.2f}{spread}"
+
+
+def _plot(path: Path, results: dict[tuple[str, int], dict[str, Any]], budgets: list[int]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5 * len(budgets), 4.5), layout="constrained")
+    panels = figure.subplots(1, len(budgets), squeeze=False, sharey=True)[0]
+    for axes, epochs in zip(panels, budgets, strict=True):
+        for name, colour in COLOURS.items():
+            found = results[name, epochs]
+            rows = {row["stage"]: row for row in found["rows"]}
+            start = rows.get("after calibration", rows["after surgery"])
+            for curve, begin, style in (("converted", start, "-"), ("control", rows["original"], "--")):
+                if curve in found["curves"]:
+                    label = name if curve == "converted" else f"{name}: control"
+                    runs = [[row["accuracy"] for row in history] for history in found["curves"][curve]]
+                    begins = begin["accuracies"] * (len(runs) if len(begin["accuracies"]) == 1 else 1)
+                    points = list(zip(*([first, *rest] for first, rest in zip(begins, runs, strict=True)), strict=True))
+                    means = [sum(point) / len(point) for point in points]
+                    axes.plot(range(epochs + 1), means, style, color=colour, marker=".", label=label)
+                    low, high = [min(point) for point in points], [max(point) for point in points]
+                    axes.fill_between(range(epochs + 1), low, high, color=colour, alpha=0.2)
+        axes.set(title=f"{epochs} epochs", xlabel="epoch")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("top-1 accuracy (%)")
+    panels[-1].legend(fontsize="small")
+    part = path.with_name(f".{path.name}.part.png")
+    figure.savefig(part, dpi=120)
+    part.replace(path)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default=str(RECIPE), help="default: recipes/cifar10.yaml")
+    parser.add_argument("--data", metavar="FOLDER", help="data.root of the recipe (default: SURGERY_DATA)")
+    parser.add_argument("--output", type=Path, default=Path("runs/recovery"), metavar="FOLDER")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--budgets", type=_shares, default=[0.05, 0.25], help="shares of baseline.epochs: 0.05,0.25")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace the recipe's")
+    return parser
+
+
+def _shares(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

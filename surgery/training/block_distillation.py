@@ -1,0 +1,107 @@
+"""Distillation from the original network: its logits, and what its converted blocks give."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from timm.task import LogitDistillationTask
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+from surgery.layers import SurgeryLayer
+
+
+class BlockDistillationTask(LogitDistillationTask):
+    """timm's logit distillation, and the mean over ``blocks`` of the squared error of what they give.
+
+    A block's error is taken as a share of the variance of the original's block. No labels are needed for it.
+
+    Args:
+        student_model, teacher_model, **options: as for timm's task.
+        blocks: names of modules of both networks (:func:`common_blocks`).
+        block_weight: of the mean error in the loss.
+    """
+
+    def __init__(
+        self,
+        student_model: nn.Module,
+        teacher_model: nn.Module,
+        *,
+        blocks: Sequence[str],
+        block_weight: float,
+        **options: Any,
+    ) -> None:
+        super().__init__(student_model, teacher_model, **options)
+        self.blocks, self.block_weight = blocks, block_weight
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """As timm's; ``block_loss`` is added to what it returns where there are blocks."""
+        student, teacher = unwrap_model(self.trainable_module), unwrap_model(self.teacher.model)
+        with seen_outputs(student, self.blocks) as given, seen_outputs(teacher, self.blocks) as wanted:
+            result = super().forward(input, target)
+        if not self.blocks or not self.block_weight:
+            return result
+        errors = [_share(given[name][0], wanted[name][0]) for name in self.blocks]
+        result["block_loss"] = torch.stack(errors).mean()
+        result["loss"] = result["loss"] + self.block_weight * result["block_loss"]
+        return result
+
+
+def _share(given: Tensor, wanted: Tensor) -> Tensor:
+    wanted = wanted.detach().float()
+    return (given.float() - wanted).square().mean() / wanted.var().clamp(min=1e-12)
+
+
+def common_blocks(student: nn.Module, teacher: nn.Module, images: Tensor) -> list[str]:
+    """The smallest modules around each converted layer that give one map, of the same shape in both networks.
+
+    Args:
+        images: (N, C, H, W); both networks run once on them, in eval mode.
+
+    Raises:
+        ValueError: there is none.
+    """
+    layers = [name for name, module in student.named_modules() if isinstance(module, SurgeryLayer)]
+    parents = {name: [name.rsplit(".", n)[0] for n in range(1, name.count(".") + 1)] for name in layers}
+    known = {name for name, _ in teacher.named_modules()}
+    tried = sorted({parent for some in parents.values() for parent in some} & known)
+    with torch.no_grad(), seen_outputs(student, tried) as given, seen_outputs(teacher, tried) as wanted:
+        for network in (student, teacher):
+            _run_in_eval_mode(network, images)
+    fitting = {name for name in tried if _shapes(given[name]) == _shapes(wanted[name]) != []}
+    smallest = {next((parent for parent in some if parent in fitting), "") for some in parents.values()} - {""}
+    if not smallest:
+        raise ValueError(
+            f"{type(student).__name__} has no block around a converted layer that gives one map as the original does"
+        )
+    return sorted(name for name in smallest if not any(name.startswith(f"{other}.") for other in smallest))
+
+
+def _shapes(outputs: list[Any]) -> list[torch.Size]:
+    """The shape of the only output, or nothing where there are several or others than tensors."""
+    return [outputs[0].shape] if len(outputs) == 1 and isinstance(outputs[0], Tensor) else []
+
+
+def _run_in_eval_mode(network: nn.Module, images: Tensor) -> None:
+    modes = {module: module.training for module in network.modules()}
+    try:
+        network.eval()(images)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def seen_outputs(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
+    """What the named modules return while this is entered, call after call."""
+    seen: dict[str, list[Any]] = {name: [] for name in names}
+    handles = [
+        network.get_submodule(name).register_forward_hook(lambda _, args, output, name=name: seen[name].append(output))
+        for name in names
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
