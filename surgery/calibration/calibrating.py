@@ -32,6 +32,7 @@ def calibrate(
     batches: Iterable[Any] | Tensor,
     *,
     kept: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    start: bool = True,
     images: int | None = 1024,
     rows_per_feature: float = 6.0,
     memory: float = 1e9,
@@ -52,6 +53,8 @@ def calibrate(
             tuples that begin with one. Neither their order nor their batch size changes the result.
         kept: of layers that were narrowed, which outputs of the original they still have (``Plan.kept_outputs``);
             without it only the statistics of their norms are measured.
+        start: whether layers of the surgery set what is theirs first from what they read (PiX: a p that is nearly
+            constant and takes the mean).
         images: at most so many are drawn.
         rows_per_feature: rows of each regression for every feature; big maps are sampled.
         memory: bytes of activations held at once; fewer images take part in early layers of big maps.
@@ -81,7 +84,8 @@ def calibrate(
         bar = tqdm(found, desc="calibrating", unit="layer", leave=False, disable=not progress)
         for number, target in enumerate(bar):
             bar.set_postfix_str(target.layer, refresh=False)
-            rows.append(_fit(target, number, passes, rows_per_feature))
+            if start or target.aim is not None:
+                rows.append(_fit(target, number, passes, rows_per_feature))
     return Report(tuple(rows), tuple(skipped))
 
 

@@ -117,6 +117,15 @@ def test_what_a_block_lacks_is_made_up_for_where_it_joins_the_stream():
     assert str(report).count("\n") == len(report.rows) + 1
 
 
+def test_the_start_can_be_left_out():
+    teacher = small(**NARROW)
+    model = surgery.convert(teacher, zeta=4)
+    weight = model.layer1[1].conv1.weight.clone()
+    report = surgery.calibrate(model, teacher, images(), start=False, progress=False)
+    assert "start" not in {row.aim for row in report.rows}
+    assert torch.equal(model.layer1[1].conv1.weight, weight)
+
+
 def test_convert_does_it_all_and_the_file_holds_it(tmp_path):
     teacher, x = small(**NARROW), images()
     for zeta in (4, 8):
