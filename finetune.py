@@ -20,22 +20,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", default=str(QUICKSTART), help="a YAML file (default: %(default)s)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace the recipe's")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved recipe, the plan, the cost and the shapes of a batch, and stop",
+    )
     given = parser.parse_intermixed_args(arguments)
     if "=" in given.recipe and not Path(given.recipe).exists():
         given.recipe, given.settings = str(QUICKSTART), [given.recipe, *given.settings]
 
-    import yaml
-
     from surgery.errors import SurgeryError
-    from surgery.training import load_recipe, run
+    from surgery.training import describe, load_recipe, run
     from surgery.training.recipe import RecipeError
     from surgery.training.trainer import NonFiniteLossError
 
     try:
         recipe = load_recipe(given.recipe, given.settings)
         if given.dry_run:
-            print(yaml.safe_dump(recipe.to_dict(), sort_keys=False), end="")
+            print(describe(recipe))
             return 0
         run(recipe)
     except KeyboardInterrupt:

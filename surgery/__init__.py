@@ -18,6 +18,7 @@ __all__ = [
     "Source",
     "calibrate",
     "checkpoint",
+    "cifar_resnet",
     "convert",
     "cost",
     "create",

@@ -70,6 +70,15 @@ def test_command_line_reports_in_one_line(capsys, tmp_path):
     assert "data.name" in errors[2]
 
 
-def test_dry_run_prints_the_resolved_recipe(capsys):
+def test_dry_run_prints_what_would_be_done(capsys):
     assert finetune.main(["--dry-run", "finetune.epochs=3"]) == 0
-    assert "epochs: 3" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    for expected in (
+        "epochs: 3",
+        "layer1.0.conv1",
+        "converted  11.85 M",
+        "a batch: (64, 3, 32, 32) float32, (64,) int64",
+    ):
+        assert expected in out
+    assert finetune.main(["--dry-run", "surgery.options={taw: 0.3}"]) == 2
+    assert "did you mean 'tau'" in capsys.readouterr().err

@@ -1,0 +1,48 @@
+"""What a recipe would do, without doing it."""
+
+import yaml
+from torch import nn
+
+import surgery
+from surgery.table import si, table
+from surgery.training.data import make_loader
+from surgery.training.data_sets import open_data
+from surgery.training.recipe import Recipe
+
+
+def describe(recipe: Recipe) -> str:
+    """The resolved recipe, the plan, the cost before and after, and the shapes of a batch; nothing is downloaded.
+
+    Raises:
+        RecipeError, SurgeryError, ValueError: what would stop the job at its beginning.
+    """
+    data = open_data(recipe.data)
+    shapes = []
+    for name, images, training in (("training", data.train, True), ("test", data.test, False)):
+        inputs, labels = next(iter(make_loader(images, recipe.data, training)))
+        count = len(images)  # type: ignore[arg-type]
+        shapes.append(f"{name}: {count} images, {data.classes} classes; a batch: {_shape(inputs)}, {_shape(labels)}")
+    original = _original(recipe)
+    wanted, size = recipe.surgery, recipe.data.image_size
+    arguments = {"zeta": wanted.zeta, "mode": wanted.mode, **wanted.options}
+    plan = surgery.plan(original, wanted.method, **arguments)
+    converted = surgery.convert(original, wanted.method, strict=True, **arguments)
+    costs = [(name, surgery.cost(n, (3, size, size))) for name, n in (("original", original), ("converted", converted))]
+    rows = [(name, si(cost.macs), si(cost.params), si(cost.memory, "B")) for name, cost in costs]
+    parts = [
+        yaml.safe_dump(recipe.to_dict(), sort_keys=False),
+        str(plan),
+        table(("", "MACs", "params", "memory"), rows, right=(1, 2, 3)),
+        "\n".join(shapes),
+    ]
+    return "\n\n".join(part.rstrip() for part in parts)
+
+
+def _original(recipe: Recipe) -> nn.Module:
+    """The network to convert, with its checkpoint's weights or none in particular."""
+    model = recipe.model
+    return surgery.load(model.checkpoint) if model.checkpoint else surgery.create(model.name, **model.kwargs)
+
+
+def _shape(tensor: object) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"  # type: ignore[attr-defined]
