@@ -5,7 +5,8 @@
     python finetune.py RECIPE [key=value ...]            another recipe, with settings changed: finetune.epochs=5
 
 The recipe's output folder receives m.safetensors, results.json and curve.png. After Ctrl-C the same command goes on
-from the last whole epoch; fresh=true starts over. Every key is described in surgery/training/recipe.py.
+from the last state (every ten minutes and each epoch); fresh=true starts over. Every key is described in
+surgery/training/recipe.py.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         run(recipe)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last whole epoch", file=sys.stderr)
+        print("\nstopped; the same command goes on from the last state", file=sys.stderr)
         return 130
     except (RecipeError, SurgeryError, NonFiniteLossError, ValueError, TypeError, OSError) as error:
         print(f"finetune.py: {error}", file=sys.stderr)

@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
             for name in VARIANTS
         }
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last whole epoch", file=sys.stderr)
+        print("\nstopped; the same command goes on from the last state", file=sys.stderr)
         return 130
     except (RecipeError, OSError) as error:
         print(f"recovery.py: {error}", file=sys.stderr)

@@ -30,14 +30,14 @@ class Job:
     output: Path
     accelerator: Accelerator
     data: DataSet
-    loaders: tuple[DataLoader, DataLoader]
+    test: DataLoader
     outcome: Outcome = field(default_factory=Outcome)
 
     def say(self, text: str) -> None:
         self.accelerator.print(text)
 
     def measure(self, stage: str, model: nn.Module) -> None:
-        accuracy = evaluate(self.accelerator, model.to(self.accelerator.device), self.loaders[1], self.data.classes)
+        accuracy = evaluate(self.accelerator, model.to(self.accelerator.device), self.test, self.data.classes)
         size = self.recipe.data.image_size
         self.outcome.add(stage, accuracy, surgery.cost(model, (3, size, size)))
 
@@ -55,7 +55,7 @@ class Job:
         return train(
             self.accelerator,
             network,
-            self.loaders,
+            (make_loader(self.data.train, self.recipe.data, True, settings.batch_size), self.test),
             self.data.classes,
             settings,
             self._state(stage, seed),
@@ -87,8 +87,8 @@ def run(recipe: Recipe) -> list[Measured]:
     if recipe.fresh and output.exists():
         _clear(output)
     output.mkdir(parents=True, exist_ok=True)
-    loaders = (make_loader(data.train, recipe.data, True), make_loader(data.test, recipe.data, False))
-    job = Job(recipe, output, Accelerator(mixed_precision=recipe.precision), data, loaders)
+    test = make_loader(data.test, recipe.data, training=False)
+    job = Job(recipe, output, Accelerator(mixed_precision=recipe.precision), data, test)
     original = _original(job, recipe.seed)
     job.measure("original", original)
     first = _recover(job, original, recipe.seed)
@@ -187,4 +187,4 @@ def _write(job: Job, tuned: nn.Module) -> None:
 def _same_logits(job: Job, one: nn.Module, two: nn.Module) -> bool:
     device = job.accelerator.device
     with torch.inference_mode():
-        return all(torch.equal(one(images.to(device)), two(images.to(device))) for images, _ in job.loaders[1])
+        return all(torch.equal(one(images.to(device)), two(images.to(device))) for images, _ in job.test)

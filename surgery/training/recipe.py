@@ -69,6 +69,8 @@ class SurgerySettings:
 class TrainSettings:
     """One training: timm's optimiser and scheduler by name, mixup, EMA, and distillation from the original.
 
+    ``batch_size`` is ``data.batch_size`` where it is not given.
+    A state to resume from is written every ``save_minutes`` and after each epoch.
     ``distill_weight`` is the share of the loss that comes from the teacher's logits (0: labels only), ``block_weight``
     what is added of the error of the converted blocks' outputs (as a share of their variance). A baseline of 0
     epochs leaves the original as it was initialised, so that the fine-tuning is a training from scratch; a fine-tuning
@@ -76,6 +78,7 @@ class TrainSettings:
     """
 
     epochs: int = 10
+    batch_size: int | None = None
     optimizer: str = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.05
@@ -85,6 +88,7 @@ class TrainSettings:
     mixup: float = 0.0
     ema_decay: float = 0.0
     clip_grad: float = 0.0
+    save_minutes: float = 10.0
     distill_weight: float = 0.0
     temperature: float = 1.0
     block_weight: float = 0.0
@@ -122,6 +126,8 @@ class Recipe:
         for name, settings in (("baseline", self.baseline), ("finetune", self.finetune)):
             if settings.epochs < 0:
                 raise RecipeError(f"{name}.epochs={settings.epochs}: at least 0 is needed")
+            if settings.batch_size is not None and settings.batch_size < 2:
+                raise RecipeError(f"{name}.batch_size={settings.batch_size}: at least 2 is needed")
             if settings.lr <= 0:
                 raise RecipeError(f"{name}.lr={settings.lr}: a number above 0 is needed")
             if not 0 <= settings.distill_weight <= 1:

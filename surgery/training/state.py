@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,38 +14,48 @@ from surgery.atomic_file import write_atomically
 from surgery.training.recipe import RecipeError
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is: whole epochs, steps of the next one with the sum of their losses, a row for each epoch."""
+
+    epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
 class TrainingState:
-    """States of one training under a folder: ``epoch-NNNN/`` each, and ``state.json``, which names the valid one."""
+    """States of one training under a folder: ``EPOCH-STEP/`` each, and ``state.json``, which names the valid one."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self.folder, self.settings = folder, settings
+        self.folder, self.settings = folder, json.loads(json.dumps(settings))
 
-    def save(self, accelerator: Accelerator, ema: nn.Module | None, epoch: int, history: list[dict[str, Any]]) -> None:
-        """Write the state after ``epoch`` epochs, then point to it, then remove older ones."""
-        target = self.folder / f"epoch-{epoch:04d}"
+    def save(self, accelerator: Accelerator, ema: nn.Module | None, progress: Progress) -> None:
+        """Write the state, then point to it, then remove older ones."""
+        target = self.folder / f"{progress.epoch:04d}-{progress.step:07d}"
         accelerator.save_state(str(target))
         if accelerator.is_main_process:
             if ema is not None:
                 save_file({k: v.contiguous() for k, v in ema.state_dict().items()}, str(target / "ema.safetensors"))
-            content = {"epoch": epoch, "folder": target.name, "settings": self.settings, "history": history}
+            content = {"folder": target.name, "settings": self.settings, "progress": asdict(progress)}
             write_atomically(self.folder / "state.json", json.dumps(content, indent=1).encode())
-            for old in self.folder.glob("epoch-*"):
+            for old in self.folder.glob("*-*/"):
                 if old != target:
                     shutil.rmtree(old)
         accelerator.wait_for_everyone()
 
-    def load(self, accelerator: Accelerator, ema: nn.Module | None) -> tuple[int, list[dict[str, Any]]]:
-        """Restore the last whole state; returns (epochs done, history), (0, []) where there is none.
+    def load(self, accelerator: Accelerator, ema: nn.Module | None) -> Progress:
+        """Restore the last whole state; the beginning where there is none.
 
         Raises:
             RecipeError: the state was made with other settings.
         """
         pointer = self.folder / "state.json"
         if not pointer.exists():
-            return 0, []
+            return Progress()
         content = json.loads(pointer.read_text())
-        if content["settings"] != json.loads(json.dumps(self.settings)):
-            different = [k for k, v in json.loads(json.dumps(self.settings)).items() if content["settings"].get(k) != v]
+        if content["settings"] != self.settings:
+            different = [key for key, value in self.settings.items() if content["settings"].get(key) != value]
             raise RecipeError(
                 f"{self.folder} holds a training with other settings (different: {', '.join(different)}): "
                 "fresh=true starts over, output=FOLDER keeps both"
@@ -53,4 +64,4 @@ class TrainingState:
         accelerator.load_state(str(source))
         if ema is not None:
             ema.load_state_dict(load_file(str(source / "ema.safetensors")))
-        return int(content["epoch"]), content["history"]
+        return Progress(**content["progress"])

@@ -1,25 +1,28 @@
 """One training: timm's task, optimiser, scheduler, mixup and EMA, driven by Accelerate."""
 
 import math
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast, set_seed
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.task import ClassificationTask, TrainingTask
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
 from surgery.training.block_distillation import BlockDistillationTask
+from surgery.training.order import EpochSampler
 from surgery.training.recipe import TrainSettings
-from surgery.training.state import TrainingState
+from surgery.training.state import Progress, TrainingState
 
 
 class NonFiniteLossError(RuntimeError):
@@ -50,40 +53,129 @@ def train(
     seed: int = 0,
     label: str = "train",
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """Train ``model`` for the epochs that its state lacks.
+    """Train ``model`` for the steps that its state lacks.
+
+    Every step draws its random numbers from (seed, epoch, step), and every image its augmentation from (seed, epoch,
+    index), so what is resumed, at whatever step, goes on as it would have.
 
     Args:
+        loaders: of training and test images; the first is of :func:`surgery.training.data.make_loader`.
         teacher: gives the logits, and the outputs of ``blocks``, that ``settings`` may ask to be matched.
 
     Returns:
         The trained network (its EMA where asked for) and one row per epoch: epoch, loss, lr, accuracy (percent).
 
     Raises:
-        NonFiniteLossError: naming epoch and step; the last whole epoch stays on disk.
+        NonFiniteLossError: naming epoch and step; the last state stays on disk.
         RecipeError: ``state`` holds a training with other settings.
     """
+    order = cast(EpochSampler, loaders[0].sampler)
+    order.seed = seed
     task, optimizer = _prepare(accelerator, model, settings, teacher, blocks)
-    loader, test = accelerator.prepare_data_loader(loaders[0]), accelerator.prepare_data_loader(loaders[1])
-    scheduler = create_scheduler_v2(
-        optimizer,
-        settings.scheduler,
-        num_epochs=settings.epochs,
-        warmup_epochs=settings.warmup_epochs,
-        warmup_lr=settings.lr / 100,
-        step_on_epochs=False,
-        updates_per_epoch=len(loader),
-    )[0]
-    ema = task.get_trainable_module(ema=True)
-    done, rows = state.load(accelerator, ema)
-    for epoch in range(done, settings.epochs):
-        set_seed(seed + epoch)  # one seed an epoch, so a resumed training repeats what would have come
-        loss = _epoch(accelerator, task, optimizer, scheduler, loader, settings, epoch, label)
+    loader, test = (accelerator.prepare_data_loader(each) for each in loaders)
+    running = _Training(accelerator, task, optimizer, loader, order, settings, state, seed, label)
+    ema = running.ema
+    progress = state.load(accelerator, ema)
+    while progress.epoch < settings.epochs:
+        loss = running.epoch(progress)
         accuracy = evaluate(accelerator, ema.module if ema else task.trainable_module, test, classes)
-        rows.append({"epoch": epoch + 1, "loss": loss, "lr": optimizer.param_groups[0]["lr"], "accuracy": accuracy})
-        state.save(accelerator, ema, epoch + 1, rows)
+        lr = optimizer.param_groups[0]["lr"]
+        row = {"epoch": progress.epoch + 1, "loss": loss, "lr": lr, "accuracy": accuracy}
+        progress = Progress(progress.epoch + 1, history=[*progress.history, row])
+        state.save(accelerator, ema, progress)
     trained = ema.module if ema else accelerator.unwrap_model(task.trainable_module, keep_fp32_wrapper=False)
     accelerator.free_memory()
-    return trained.eval(), rows
+    return trained.eval(), progress.history
+
+
+class _Training:
+    """What the epochs of one training share."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        task: Any,
+        optimizer: torch.optim.Optimizer,
+        loader: DataLoader,
+        order: EpochSampler,
+        settings: TrainSettings,
+        state: TrainingState,
+        seed: int,
+        label: str,
+    ) -> None:
+        self.accelerator, self.task, self.optimizer, self.loader = accelerator, task, optimizer, loader
+        self.order, self.settings, self.state, self.seed, self.label = order, settings, state, seed, label
+        order.begin(0)
+        self.steps = len(loader)  # of a whole epoch
+        self.scheduler = create_scheduler_v2(
+            optimizer,
+            settings.scheduler,
+            num_epochs=settings.epochs,
+            warmup_epochs=settings.warmup_epochs,
+            warmup_lr=settings.lr / 100,
+            step_on_epochs=False,
+            updates_per_epoch=self.steps,
+        )[0]
+        self.ema = task.get_trainable_module(ema=True)
+        self.mixup = Mixup(mixup_alpha=settings.mixup, num_classes=_classes(task)) if settings.mixup else None
+
+    def epoch(self, progress: Progress) -> float:
+        """The rest of an epoch; returns the mean loss of all of it."""
+        self.order.begin(progress.epoch, progress.step * self._images_per_step())
+        self.task.train()
+        title, total, saved = (
+            f"{self.label} {progress.epoch + 1}/{self.settings.epochs}",
+            progress.loss,
+            time.monotonic(),
+        )
+        hidden = not self.accelerator.is_local_main_process
+        bar = tqdm(total=self.steps, initial=progress.step, desc=title, leave=False, mininterval=0.5, disable=hidden)
+        with bar:
+            for step, (images, labels) in enumerate(self.loader, progress.step):
+                _seed_step(self.seed, progress.epoch, step, self.accelerator.process_index)
+                value = self._step(images.to(self.accelerator.device), labels.to(self.accelerator.device))
+                if not math.isfinite(value):
+                    raise NonFiniteLossError(
+                        f"{title}: the loss is {value} at step {step + 1}; a lower lr is the usual remedy"
+                    )
+                self.scheduler.step_update(progress.epoch * self.steps + step + 1)
+                total += value
+                bar.update()
+                bar.set_postfix(loss=f"{value:.3f}", refresh=False)
+                if self._due(saved) and step + 1 < self.steps:
+                    reached = Progress(progress.epoch, step + 1, total, progress.history)
+                    self.state.save(self.accelerator, self.ema, reached)
+                    saved = time.monotonic()
+        return total / max(1, self.steps)
+
+    def _due(self, saved: float) -> bool:
+        """Whether a state is to be written, as the main process's clock has it."""
+        due = torch.tensor(time.monotonic() - saved >= 60 * self.settings.save_minutes, device=self.accelerator.device)
+        return bool(broadcast(due)) if self.accelerator.num_processes > 1 else bool(due)
+
+    def _images_per_step(self) -> int:
+        """Of all processes together."""
+        return self.order.batch_size * self.accelerator.num_processes
+
+    def _step(self, images: Tensor, labels: Tensor) -> float:
+        if self.mixup is not None and len(images) % 2 == 0:
+            images, labels = self.mixup(images, labels)
+        elif self.mixup is not None:
+            labels = nn.functional.one_hot(labels, _classes(self.task)).float()
+        loss = self.task(images, labels)["loss"]  # the networks are prepared to autocast; the loss itself is in float32
+        value = loss.item()
+        if math.isfinite(value):
+            self.accelerator.backward(loss)
+            if self.settings.clip_grad:
+                self.accelerator.clip_grad_norm_(self.task.trainable_module.parameters(), self.settings.clip_grad)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.task.update_ema()
+        return value
+
+
+def _seed_step(*numbers: int) -> None:
+    set_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
 
 def _prepare(
@@ -124,44 +216,6 @@ def _task(
     }
     teacher = accelerator.prepare_model(teacher.eval().requires_grad_(False), evaluation_mode=True)
     return BlockDistillationTask(model, teacher, blocks=blocks, block_weight=settings.block_weight, **common)
-
-
-def _epoch(
-    accelerator: Accelerator,
-    task: Any,
-    optimizer: torch.optim.Optimizer,
-    scheduler: Any,
-    loader: DataLoader,
-    settings: TrainSettings,
-    epoch: int,
-    label: str,
-) -> float:
-    """One pass over the data; returns the mean loss."""
-    mixup = Mixup(mixup_alpha=settings.mixup, num_classes=_classes(task)) if settings.mixup else None
-    task.train()
-    total = 0.0
-    title = f"{label} {epoch + 1}/{settings.epochs}"
-    bar = tqdm(loader, desc=title, leave=False, mininterval=0.5, disable=not accelerator.is_local_main_process)
-    for step, (images, labels) in enumerate(bar):
-        images, labels = images.to(accelerator.device), labels.to(accelerator.device)  # noqa: PLW2901
-        if mixup is not None and len(images) % 2 == 0:
-            images, labels = mixup(images, labels)  # noqa: PLW2901
-        elif mixup is not None:
-            labels = nn.functional.one_hot(labels, _classes(task)).float()  # noqa: PLW2901
-        loss = task(images, labels)["loss"]  # the networks are prepared to autocast; the loss itself is in float32
-        value = loss.item()
-        if not math.isfinite(value):
-            raise NonFiniteLossError(f"{title}: the loss is {value} at step {step + 1}; a lower lr is the usual remedy")
-        accelerator.backward(loss)
-        if settings.clip_grad:
-            accelerator.clip_grad_norm_(task.trainable_module.parameters(), settings.clip_grad)
-        optimizer.step()
-        optimizer.zero_grad()
-        scheduler.step_update(epoch * len(loader) + step + 1)
-        task.update_ema()
-        total += value
-        bar.set_postfix(loss=f"{value:.3f}", refresh=False)
-    return total / max(1, len(loader))
 
 
 def _classes(task: Any) -> int:

@@ -1,5 +1,6 @@
-"""Ctrl-C on the real program, and the same command again."""
+"""Ctrl-C and kill -9 on the real program, and the same command again."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.training.test_job import SMALL
 
@@ -21,20 +24,42 @@ def _obey_ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.usefixtures("_obey_ctrl_c")
-def test_ctrl_c_leaves_a_state_from_which_the_same_command_goes_on(tmp_path):
-    command = [sys.executable, "finetune.py", f"output={tmp_path}", *SMALL, "finetune.epochs=5"]
+COMMAND = [sys.executable, "finetune.py", *SMALL, "finetune.epochs=3", "finetune.save_minutes=0"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The weights of a run that nothing stops."""
+    output = tmp_path_factory.mktemp("whole")
+    subprocess.run([*COMMAND, f"output={output}"], cwd=ROOT, capture_output=True, check=True)
+    return load_file(output / "m.safetensors")
+
+
+def stop_in_the_middle(command, output, sent):
+    """Send a signal within an epoch of fine-tuning; returns (status, what was written to stderr)."""
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    pointer = tmp_path / "state" / "finetune" / "state.json"
+    pointer = output / "state" / "finetune" / "state.json"
     deadline = time.monotonic() + 120
     while not pointer.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(sent)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "goes on from the last whole epoch" in errors
+    return process.returncode, errors
+
+
+@pytest.mark.usefixtures("_obey_ctrl_c")
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_the_same_command_goes_on_to_the_same_bits(tmp_path, whole, sent, status):
+    command = [*COMMAND, f"output={tmp_path}"]
+    returned, errors = stop_in_the_middle(command, tmp_path, sent)
+    assert returned == status, errors
+    assert ("goes on from the last state" in errors) == (status == 130)
     assert not (tmp_path / "m.safetensors").exists()
+    reached = json.loads((tmp_path / "state" / "finetune" / "state.json").read_text())["progress"]
+    assert reached["epoch"] or reached["step"]
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "fine-tune 1/5" not in again.stderr
-    assert "fine-tune 5/5" in again.stderr
+    assert "fine-tune 3/3" in again.stderr
     assert "logits identical" in again.stdout
+    parts = load_file(tmp_path / "m.safetensors")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)

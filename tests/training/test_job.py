@@ -80,20 +80,30 @@ def test_without_training(tmp_path):
 
 
 def test_interrupted_and_resumed_gives_the_same_bits(tmp_path, monkeypatch):
-    run(recipe(tmp_path / "whole"))
-    real, calls = trainer_module._epoch, []
+    more = [
+        "data.hflip=0.5",
+        "baseline.batch_size=65",
+        "finetune.mixup=0.2",
+        "finetune.ema_decay=0.9",
+        "model.kwargs.drop_rate=0.2",
+    ]
+    run(recipe(tmp_path / "whole", *more))
+    real, calls = trainer_module._Training._step, []
 
     def interrupted(*arguments):
         calls.append(arguments)
-        if len(calls) in (2, 4):
+        if len(calls) in (10, 40, 60, 75):  # of 22 in each of the four epochs, some of them more than once
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(trainer_module, "_epoch", interrupted)
-    settings = [f"output={tmp_path / 'parts'}", *SMALL]
-    assert [finetune.main(settings) for _ in range(3)] == [130, 130, 0]
+    monkeypatch.setattr(trainer_module._Training, "_step", interrupted)
+    soon = ["baseline.save_minutes=0.002", "finetune.save_minutes=0"]
+    settings = [f"output={tmp_path / 'parts'}", *SMALL, *more, *soon]
+    assert [finetune.main(settings) for _ in range(5)] == [130, 130, 130, 130, 0]
     whole, parts = (load_file(tmp_path / name / "m.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "parts")]
+    assert results[0]["curves"] == results[1]["curves"]
 
 
 def test_other_settings_do_not_mix_with_an_old_state(tmp_path):

@@ -29,6 +29,7 @@ def test_overrides_are_typed():
         ("finetune.epochs=three", "finetune.epochs='three': int is needed, not str"),
         ("finetune.epochs=true", "finetune.epochs=True: int is needed"),
         ("finetune.epochs=-1", "finetune.epochs=-1: at least 0"),
+        ("finetune.batch_size=1", "finetune.batch_size=1: at least 2"),
         ("baseline.epochs=-1", "baseline.epochs=-1: at least 0"),
         ("seeds=0", "seeds=0: at least 1"),
         ("control=1", "control=1: bool is needed"),

@@ -1,0 +1,68 @@
+"""The order of training images, and their augmentation, as functions of seed, epoch and index alone."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+EPOCHS = 1 << 20  # more than any training has
+
+
+class EpochSampler(Sampler[int]):
+    """All indices in an order of the epoch's own, from any place in it, as keys that :class:`Seeded` reads.
+
+    A key is (seed, epoch, index) in one number, so that a process which loads images need not be told of them.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int = 0) -> None:
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.epoch = self.first = 0
+
+    def begin(self, epoch: int, first: int = 0) -> None:
+        """Let the next pass be that of ``epoch``, without its first ``first`` images.
+
+        It is not called set_epoch, because Accelerate would call that with a count of its own.
+        """
+        self.epoch, self.first = epoch, first
+
+    def __len__(self) -> int:
+        return self.length - self.first
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        pass_number = self.seed * EPOCHS + self.epoch
+        return (pass_number * self.length + int(index) for index in order[self.first :])
+
+
+class Seeded(Dataset):
+    """A data set whose items, read by the keys of :class:`EpochSampler`, draw from (seed, epoch, index) alone."""
+
+    def __init__(self, images: Dataset, length: int) -> None:
+        self.images, self.length = images, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, key: int) -> object:
+        pass_number, index = divmod(key, self.length)
+        with _drawing_from(pass_number, index):
+            return self.images[index]
+
+
+@contextmanager
+def _drawing_from(*numbers: int) -> Iterator[None]:
+    """Python's, NumPy's and torch's generators seeded by ``numbers``; afterwards they go on where they were."""
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.default_generator.set_state(states[2])
