@@ -93,6 +93,19 @@ class TrainSettings:
     temperature: float = 1.0
     block_weight: float = 0.0
 
+    def check(self, name: str) -> None:
+        """Raise RecipeError for what cannot be, under the name of the group that holds it."""
+        for key, least in (("epochs", 0), ("batch_size", 2), ("block_weight", 0)):
+            value = getattr(self, key)
+            if value is not None and value < least:
+                raise RecipeError(f"{name}.{key}={value}: at least {least} is needed")
+        if self.lr <= 0:
+            raise RecipeError(f"{name}.lr={self.lr}: a number above 0 is needed")
+        if not 0 <= self.distill_weight <= 1:
+            raise RecipeError(f"{name}.distill_weight={self.distill_weight}: a share from 0 to 1 is needed")
+        if self.mixup and self.distill_weight == 1:
+            raise RecipeError(f"{name}: mixup mixes labels, and distill_weight=1 uses none; set one of them to 0")
+
     @property
     def distills(self) -> bool:
         """Whether a teacher is needed."""
@@ -123,19 +136,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise RecipeError(f"seeds={self.seeds}: at least 1 is needed")
-        for name, settings in (("baseline", self.baseline), ("finetune", self.finetune)):
-            if settings.epochs < 0:
-                raise RecipeError(f"{name}.epochs={settings.epochs}: at least 0 is needed")
-            if settings.batch_size is not None and settings.batch_size < 2:
-                raise RecipeError(f"{name}.batch_size={settings.batch_size}: at least 2 is needed")
-            if settings.lr <= 0:
-                raise RecipeError(f"{name}.lr={settings.lr}: a number above 0 is needed")
-            if not 0 <= settings.distill_weight <= 1:
-                raise RecipeError(f"{name}.distill_weight={settings.distill_weight}: a share from 0 to 1 is needed")
-            if settings.block_weight < 0:
-                raise RecipeError(f"{name}.block_weight={settings.block_weight}: a number from 0 is needed")
-            if settings.mixup and settings.distill_weight == 1:
-                raise RecipeError(f"{name}: mixup mixes labels, and distill_weight=1 uses none; set one of them to 0")
+        self.baseline.check("baseline")
+        self.finetune.check("finetune")
         if self.surgery.calibrate < 0:
             raise RecipeError(f"surgery.calibrate={self.surgery.calibrate}: a number of images, or 0, is needed")
         for key in ("distill_weight", "block_weight"):

@@ -38,7 +38,7 @@ def test_overrides_are_typed():
         ("finetune.distill_weight=2", "a share from 0 to 1"),
         ("baseline.distill_weight=0.5", "no teacher"),
         ("baseline.block_weight=0.5", r"baseline\.block_weight: the baseline has no teacher"),
-        ("finetune.block_weight=-1", "a number from 0"),
+        ("finetune.block_weight=-1", "at least 0 is needed"),
         ("data.scale=[1]", "data.scale"),
         ("data=digits", "a group of keys is needed"),
         ("seed.x=1", "is a value, not a group"),
