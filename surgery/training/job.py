@@ -33,6 +33,10 @@ class Job:
     test: DataLoader
     outcome: Outcome = field(default_factory=Outcome)
 
+    @property
+    def format(self) -> torch.memory_format:
+        return torch.channels_last if self.recipe.channels_last else torch.preserve_format
+
     def say(self, text: str) -> None:
         self.accelerator.print(text)
 
@@ -52,18 +56,22 @@ class Job:
         blocks: Sequence[str] = (),
     ) -> tuple[nn.Module, History]:
         """Train, or go on; the state's folder is named after the stage."""
-        return train(
+        if teacher is not None:
+            teacher = copy.deepcopy(teacher).to(memory_format=self.format) if settings.distills else None
+        network, history = train(
             self.accelerator,
-            network,
+            network.to(memory_format=self.format),
             (make_loader(self.data.train, self.recipe.data, True, settings.batch_size), self.test),
             self.data.classes,
             settings,
             self._state(stage, seed),
-            teacher=copy.deepcopy(teacher),
+            teacher=teacher,
             blocks=blocks,
+            memory_format=self.format,
             seed=seed,
             label=label,
         )
+        return network.to(memory_format=torch.contiguous_format), history
 
     def _state(self, stage: str, seed: int) -> TrainingState:
         """The state of one training, tied to the settings that decide its outcome."""
@@ -82,13 +90,14 @@ def run(recipe: Recipe) -> list[Measured]:
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    output = Path(recipe.output)
-    data = open_data(recipe.data)
-    if recipe.fresh and output.exists():
-        _clear(output)
-    output.mkdir(parents=True, exist_ok=True)
-    test = make_loader(data.test, recipe.data, training=False)
-    job = Job(recipe, output, Accelerator(mixed_precision=recipe.precision), data, test)
+    output, data = Path(recipe.output), open_data(recipe.data)
+    accelerator = Accelerator(mixed_precision=recipe.precision)
+    if accelerator.is_main_process:
+        if recipe.fresh and output.exists():
+            _clear(output)
+        output.mkdir(parents=True, exist_ok=True)
+    accelerator.wait_for_everyone()
+    job = Job(recipe, output, accelerator, data, make_loader(data.test, recipe.data, training=False))
     original = _original(job, recipe.seed)
     job.measure("original", original)
     first = _recover(job, original, recipe.seed)

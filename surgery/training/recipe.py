@@ -114,7 +114,8 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole job. ``output`` is its folder, ``fresh`` starts over, ``precision`` is Accelerate's (no, fp16, bf16).
+    """A whole job. ``output`` is its folder, ``fresh`` starts over, ``precision`` is Accelerate's (no, fp16, bf16),
+    ``channels_last`` the memory format of networks and images (faster on most machines), ``threads`` torch's.
 
     With ``seeds`` above 1 calibration and fine-tuning are repeated from ``seed``, ``seed`` + 1, … and reported as mean
     ± standard deviation. ``control`` fine-tunes the unconverted network beside, in just the same way.
@@ -125,6 +126,7 @@ class Recipe:
     seeds: int = 1
     control: bool = False
     precision: str = "no"
+    channels_last: bool = False
     threads: int = 0
     fresh: bool = False
     data: DataSettings = field(default_factory=DataSettings)

@@ -50,6 +50,7 @@ def train(
     *,
     teacher: nn.Module | None = None,
     blocks: Sequence[str] = (),
+    memory_format: torch.memory_format = torch.preserve_format,
     seed: int = 0,
     label: str = "train",
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
@@ -73,7 +74,7 @@ def train(
     order.seed = seed
     task, optimizer = _prepare(accelerator, model, settings, teacher, blocks)
     loader, test = (accelerator.prepare_data_loader(each) for each in loaders)
-    running = _Training(accelerator, task, optimizer, loader, order, settings, state, seed, label)
+    running = _Training(accelerator, task, optimizer, loader, order, settings, state, memory_format, seed, label)
     ema = running.ema
     progress = state.load(accelerator, ema)
     while progress.epoch < settings.epochs:
@@ -100,11 +101,13 @@ class _Training:
         order: EpochSampler,
         settings: TrainSettings,
         state: TrainingState,
+        memory_format: torch.memory_format,
         seed: int,
         label: str,
     ) -> None:
         self.accelerator, self.task, self.optimizer, self.loader = accelerator, task, optimizer, loader
         self.order, self.settings, self.state, self.seed, self.label = order, settings, state, seed, label
+        self.format = memory_format
         order.begin(0)
         self.steps = len(loader)  # of a whole epoch
         self.scheduler = create_scheduler_v2(
@@ -133,7 +136,8 @@ class _Training:
         with bar:
             for step, (images, labels) in enumerate(self.loader, progress.step):
                 _seed_step(self.seed, progress.epoch, step, self.accelerator.process_index)
-                value = self._step(images.to(self.accelerator.device), labels.to(self.accelerator.device))
+                images = images.to(self.accelerator.device, memory_format=self.format)  # noqa: PLW2901
+                value = self._step(images, labels.to(self.accelerator.device))
                 if not math.isfinite(value):
                     raise NonFiniteLossError(
                         f"{title}: the loss is {value} at step {step + 1}; a lower lr is the usual remedy"
@@ -146,7 +150,10 @@ class _Training:
                     reached = Progress(progress.epoch, step + 1, total, progress.history)
                     self.state.save(self.accelerator, self.ema, reached)
                     saved = time.monotonic()
-        return total / max(1, self.steps)
+        mean = total / max(1, self.steps)
+        if self.accelerator.num_processes == 1:
+            return mean
+        return self.accelerator.reduce(torch.tensor(mean, device=self.accelerator.device), "mean").item()
 
     def _due(self, saved: float) -> bool:
         """Whether a state is to be written, as the main process's clock has it."""

@@ -126,7 +126,8 @@ def test_mixup_ema_clipping_bf16_and_a_checkpoint(tmp_path):
 
 
 def test_bf16_autocasts_in_training_only(tmp_path):
-    assert len(run(recipe(tmp_path, "precision=bf16"))) == 3  # and it is reloaded identical, or an error is raised
+    more = ["precision=bf16", "channels_last=true"]
+    assert len(run(recipe(tmp_path, *more))) == 3  # and it is reloaded identical, or an error is raised
 
 
 def test_learns_from_blocks_without_labels(tmp_path):

@@ -1,0 +1,75 @@
+"""Two processes on gloo: the curve of one with twice the batch, exact evaluation, a clean end and a resume."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# no BatchNorm, whose statistics are each process's own
+NETWORK = [
+    "model.name=timm/nf_resnet26",
+    "model.kwargs={num_classes: 10, channels: [8, 16, 32, 32], layers: [1, 1, 1, 1]}",
+    "baseline.epochs=2",
+    "finetune.epochs=2",
+    "baseline.save_minutes=0",
+]
+
+
+def command(output, processes, *settings):
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    return [sys.executable, *launcher, "finetune.py", f"output={output}", *NETWORK, *settings]
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def finish(arguments):
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_two_processes_are_one_with_twice_the_batch(tmp_path):
+    assert "logits identical on 360 test images" in finish(command(tmp_path / "two", 2, "data.batch_size=35"))
+    finish(command(tmp_path / "one", 1, "data.batch_size=70"))
+    two, one = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("two", "one"))
+    for curve in ("original", "converted"):
+        for row, expected in zip(two["curves"][curve][0], one["curves"][curve][0], strict=True):
+            assert row["loss"] == pytest.approx(expected["loss"], rel=2e-3)
+            assert row["accuracy"] == pytest.approx(expected["accuracy"], abs=1.0)
+    # the network of the same weights is judged on 360 images by either, though 360 is no multiple of 2 × 35
+    assert two["rows"][0]["accuracy"] * 3.6 == pytest.approx(round(two["rows"][0]["accuracy"] * 3.6), abs=1e-3)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_when_one_is_killed_all_end_and_the_same_command_goes_on(tmp_path):
+    arguments = command(tmp_path, 2, "data.batch_size=35")
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    pointer = tmp_path / "state" / "baseline" / "state.json"
+    deadline = time.monotonic() + 180
+    while not pointer.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = children(process.pid)
+    assert len(workers) == 2, process.communicate()[1][-2000:]
+    os.kill(workers[1], signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert process.returncode not in (0, None)
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    assert "logits identical" in finish(arguments)
+
+
+def children(parent):
+    """Process ids of those that a process has started, in order."""
+    return [int(number) for number in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
