@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 # no BatchNorm, whose statistics are each process's own
 NETWORK = [
     "model.name=timm/nf_resnet26",
-    "model.kwargs={num_classes: 10, channels: [8, 16, 32, 32], layers: [1, 1, 1, 1]}",
+    "model.kwargs={num_classes: 10, channels: [32, 64, 64, 64], depths: [1, 1, 1, 1]}",
     "baseline.epochs=2",
     "finetune.epochs=2",
     "baseline.save_minutes=0",
