@@ -40,8 +40,8 @@ def _transform(settings: DataSettings, training: bool) -> Any:
         color_jitter=settings.color_jitter,
         mean=settings.mean,
         std=settings.std,
-        crop_pct=1.0,
-        interpolation="bicubic",
+        crop_pct=settings.crop_pct,
+        interpolation=settings.interpolation,
     )
     if training and settings.padding:
         # timm's first transform is its random resized crop, for which CIFAR's recipes have a crop of the padded image

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -65,7 +66,56 @@ def cifar100(settings: DataSettings) -> DataSet:
     return _small_images(settings, "cifar100", 100)
 
 
-DATA_SETS: dict[str, Callable[[DataSettings], DataSet]] = {"digits": digits, "cifar10": cifar10, "cifar100": cifar100}
+def imagenet(settings: DataSettings) -> DataSet:
+    """ImageNet-1k as its 1,000 folders of images: ``imagenet/{train,val}/WNID/*``."""
+    return _folders(data_folder(settings, "imagenet", ("train", "val")), "val", 1000)
+
+
+def folder(settings: DataSettings) -> DataSet:
+    """A user's images below ``data.root``: ``{train,val}/CLASS/*`` or ``{train,test}/CLASS/*``, or ``CLASS/*`` alone.
+
+    Of the last kind ``data.holdout`` of the images, drawn once and for all, are for testing.
+    """
+    root = Path(settings.root or os.environ.get(DATA_VARIABLE, ""))
+    if not (settings.root or os.environ.get(DATA_VARIABLE)) or not root.is_dir():
+        raise RecipeError(f"data.root={settings.root}: a folder of images, CLASS/* or {{train,val}}/CLASS/*, is needed")
+    for test in ("val", "test"):
+        if (root / "train").is_dir() and (root / test).is_dir():
+            return _folders(root, test)
+    if not settings.holdout:
+        raise RecipeError(
+            f"data.root={root} has no folders train and val (or test): data.holdout=0.1 would test on a tenth"
+        )
+    images = _image_folder(root)
+    order = np.random.default_rng(0).permutation(len(images)).tolist()
+    count = max(1, round(settings.holdout * len(images)))
+    if count >= len(images):
+        raise RecipeError(f"data.holdout={settings.holdout} of {len(images)} images in {root} leaves none to train on")
+    return DataSet(_Part(images, sorted(order[count:])), _Part(images, sorted(order[:count])), len(images.classes))
+
+
+class _Part(Dataset):
+    """Some images of a folder, with a ``transform`` of their own."""
+
+    def __init__(self, images: ImageFolder, chosen: Sequence[int]) -> None:
+        self.images, self.chosen = images, list(chosen)
+        self.transform: Callable[[Image.Image], object] | None = None
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> tuple[object, int]:
+        image, label = self.images[self.chosen[index]]
+        return (image if self.transform is None else self.transform(image)), label
+
+
+DATA_SETS: dict[str, Callable[[DataSettings], DataSet]] = {
+    "digits": digits,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "imagenet": imagenet,
+    "folder": folder,
+}
 
 
 def open_data(settings: DataSettings) -> DataSet:
@@ -78,12 +128,38 @@ def open_data(settings: DataSettings) -> DataSet:
 
 
 def _small_images(settings: DataSettings, name: str, classes: int) -> DataSet:
-    folder = data_folder(settings, name, ("train", "test"))
-    train, test = ImageFolder(folder / "train"), ImageFolder(folder / "test")
-    for part in (train, test):
-        if len(part.classes) != classes or part.classes != train.classes:
-            raise RecipeError(f"{part.root} has {len(part.classes)} class folders, {name} has {classes}")
-    return DataSet(_decoded(train), _decoded(test), classes)
+    whole = _folders(data_folder(settings, name, ("train", "test")), "test", classes)
+    return DataSet(_decoded(whole.train), _decoded(whole.test), classes)
+
+
+def _folders(folder: Path, test: str, classes: int | None = None) -> DataSet:
+    """The parts ``train`` and ``test`` of a folder, with the same classes (as many as given)."""
+    parts = [_image_folder(folder / name) for name in ("train", test)]
+    first = parts[0].classes
+    for part in parts:
+        if part.classes != first:
+            different = sorted(set(part.classes) ^ set(first))
+            raise RecipeError(
+                f"{part.root} and {parts[0].root} do not have the same classes: {', '.join(different[:5])}"
+            )
+        if classes is not None and len(part.classes) != classes:
+            raise RecipeError(f"{part.root} has {len(part.classes)} class folders, {classes} are needed")
+    return DataSet(parts[0], parts[1], len(first))
+
+
+def _image_folder(folder: Path) -> ImageFolder:
+    try:
+        return ImageFolder(folder, loader=_opened)
+    except FileNotFoundError as error:
+        raise RecipeError(f"{folder} is no folder of images, CLASS/*: {error}") from None
+
+
+def _opened(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise RecipeError(f"{path} cannot be read as an image: {error}") from error
 
 
 def data_folder(settings: DataSettings, name: str, parts: Sequence[str]) -> Path:
@@ -105,18 +181,14 @@ def data_folder(settings: DataSettings, name: str, parts: Sequence[str]) -> Path
     raise RecipeError(f"{source}={root}: there is no {layout} in it")
 
 
-def _decoded(folder: ImageFolder) -> Images:
+def _decoded(folder: Any) -> Images:
     bar = tqdm(folder.samples, f"reading {Path(folder.root).name} images", leave=False, unit="image", mininterval=0.5)
     pixels = [_pixels(path, (32, 32)) for path, _ in bar]
     return Images(np.stack(pixels), [label for _, label in folder.samples])
 
 
 def _pixels(path: str, size: tuple[int, int]) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise RecipeError(f"{path} cannot be read as an image: {error}") from error
+    pixels = np.asarray(_opened(path))
     if pixels.shape[:2] != size:
         raise RecipeError(f"{path} is {pixels.shape[1]}×{pixels.shape[0]}, {size[1]}×{size[0]} is needed")
     return pixels

@@ -1,12 +1,12 @@
 """What a recipe would do, without doing it."""
 
 import yaml
-from torch import nn
 
 import surgery
 from surgery.table import si, table
 from surgery.training.data import make_loader
 from surgery.training.data_sets import open_data
+from surgery.training.original import make_original
 from surgery.training.recipe import Recipe
 
 
@@ -22,7 +22,7 @@ def describe(recipe: Recipe) -> str:
         inputs, labels = next(iter(make_loader(images, recipe.data, training)))
         count = len(images)  # type: ignore[arg-type]
         shapes.append(f"{name}: {count} images, {data.classes} classes; a batch: {_shape(inputs)}, {_shape(labels)}")
-    original = _original(recipe)
+    original = make_original(recipe, data.classes, download=False)
     wanted, size = recipe.surgery, recipe.data.image_size
     arguments = {"zeta": wanted.zeta, "mode": wanted.mode, **wanted.options}
     plan = surgery.plan(original, wanted.method, **arguments)
@@ -36,12 +36,6 @@ def describe(recipe: Recipe) -> str:
         "\n".join(shapes),
     ]
     return "\n\n".join(part.rstrip() for part in parts)
-
-
-def _original(recipe: Recipe) -> nn.Module:
-    """The network to convert, with its checkpoint's weights or none in particular."""
-    model = recipe.model
-    return surgery.load(model.checkpoint) if model.checkpoint else surgery.create(model.name, **model.kwargs)
 
 
 def _shape(tensor: object) -> str:

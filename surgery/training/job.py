@@ -16,6 +16,7 @@ import surgery
 from surgery.training.block_distillation import common_blocks
 from surgery.training.data import calibration_images, make_loader
 from surgery.training.data_sets import DataSet, open_data
+from surgery.training.original import make_original
 from surgery.training.outcome import History, Measured, Outcome, plot_curves
 from surgery.training.recipe import Recipe, TrainSettings
 from surgery.training.state import TrainingState
@@ -123,13 +124,14 @@ def _original(job: Job, seed: int) -> nn.Module:
     recipe, model = job.recipe, job.recipe.model
     if model.checkpoint:
         job.say(f"original: {model.checkpoint}")
-        return surgery.load(model.checkpoint)
+        return make_original(recipe, job.data.classes)
     set_seed(seed)
-    network = surgery.create(model.name, pretrained=model.pretrained, **model.kwargs)
-    if model.pretrained or recipe.from_scratch:
-        job.say(f"original: {model.name}, {'pretrained' if model.pretrained else 'not trained'}")
+    network = make_original(recipe, job.data.classes)
+    origin = f"{model.name}, {'pretrained' if model.pretrained else 'freshly initialised'}"
+    if not recipe.baseline.epochs:
+        job.say(f"original: {origin}")
         return network
-    job.say(f"original: {model.name}, trained here for {recipe.baseline.epochs} epochs")
+    job.say(f"original: {origin}, trained here for {recipe.baseline.epochs} epochs")
     network, history = job.train(network, recipe.baseline, "baseline", seed, "train")
     job.outcome.add_curve("original", history)
     if job.accelerator.is_main_process:

@@ -19,15 +19,18 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True)
 class DataSettings:
-    """``name`` of a data set (digits, cifar10, cifar100), image size and batch size, augmentation of training images.
+    """``name`` of a data set (digits, cifar10, cifar100, imagenet, folder), image and batch size, augmentation.
 
-    ``root`` is the folder that holds the data set's (default: the variable SURGERY_DATA). Training images are cropped
-    at random: with ``padding``, to their size from the image with that many black pixels around; without, by timm's
-    random resized crop to a share of the area within ``scale``.
+    ``root`` is the folder that holds the data set's (default: the variable SURGERY_DATA); for ``folder`` it is the
+    folder itself. Where that has no parts for training and for testing, ``holdout`` of its images judge. Training
+    images are cropped at random: with ``padding``, to their size from the image with that many black pixels around;
+    without, by timm's random resized crop to a share of the area within ``scale``. Test images are scaled so that their
+    centre crop is ``crop_pct`` of the shorter side. ``mean`` and ``std`` are of pixels from 0 to 1.
     """
 
     name: str = "digits"
     root: str | None = None
+    holdout: float = 0.0
     image_size: int = 32
     batch_size: int = 64
     workers: int = 0
@@ -35,8 +38,23 @@ class DataSettings:
     padding: int = 0
     hflip: float = 0.0
     color_jitter: float = 0.0
+    crop_pct: float = 1.0
+    interpolation: str = "bicubic"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def check(self) -> None:
+        """Raise RecipeError for what cannot be."""
+        if self.batch_size < 2 or self.image_size < 8:
+            raise RecipeError(f"data: batch_size >= 2 and image_size >= 8 are needed, got {self}")
+        if not 0 <= self.holdout < 1:
+            raise RecipeError(f"data.holdout={self.holdout}: a share from 0 to below 1 is needed")
+        if not 0 < self.crop_pct <= 1:
+            raise RecipeError(f"data.crop_pct={self.crop_pct}: a share above 0 is needed, at most 1")
+        try:
+            check_choice("data.interpolation", self.interpolation, ("bilinear", "bicubic"))
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -69,7 +87,8 @@ class SurgerySettings:
 class TrainSettings:
     """One training: timm's optimiser and scheduler by name, mixup, EMA, and distillation from the original.
 
-    ``batch_size`` is ``data.batch_size`` where it is not given.
+    ``batch_size`` is ``data.batch_size`` where it is not given; for each process. ``weight_decay`` spares biases and
+    norms unless ``decay_all``.
     A state to resume from is written every ``save_minutes`` and after each epoch.
     ``distill_weight`` is the share of the loss that comes from the teacher's logits (0: labels only), ``block_weight``
     what is added of the error of the converted blocks' outputs (as a share of their variance). A baseline of 0
@@ -82,6 +101,7 @@ class TrainSettings:
     optimizer: str = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.05
+    decay_all: bool = False
     scheduler: str = "cosine"
     warmup_epochs: int = 1
     smoothing: float = 0.0
@@ -117,6 +137,7 @@ class Recipe:
     """A whole job. ``output`` is its folder, ``fresh`` starts over, ``precision`` is Accelerate's (no, fp16, bf16),
     ``channels_last`` the memory format of networks and images (faster on most machines), ``threads`` torch's.
 
+    The original is ``model``, trained by ``baseline`` first where that is given and there is no checkpoint.
     With ``seeds`` above 1 calibration and fine-tuning are repeated from ``seed``, ``seed`` + 1, … and reported as mean
     ± standard deviation. ``control`` fine-tunes the unconverted network beside, in just the same way.
     """
@@ -131,7 +152,7 @@ class Recipe:
     fresh: bool = False
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
-    baseline: TrainSettings = field(default_factory=TrainSettings)
+    baseline: TrainSettings = field(default_factory=lambda: TrainSettings(epochs=0))
     surgery: SurgerySettings = field(default_factory=SurgerySettings)
     finetune: TrainSettings = field(default_factory=TrainSettings)
 
@@ -145,8 +166,7 @@ class Recipe:
         for key in ("distill_weight", "block_weight"):
             if getattr(self.baseline, key):
                 raise RecipeError(f"baseline.{key}: the baseline has no teacher; 0 is needed")
-        if self.data.batch_size < 2 or self.data.image_size < 8:
-            raise RecipeError(f"data: batch_size >= 2 and image_size >= 8 are needed, got {self.data}")
+        self.data.check()
         try:
             check_choice("precision", self.precision, ("no", "fp16", "bf16"))
         except ValueError as error:

@@ -195,7 +195,12 @@ def _prepare(
     """The task, its network and optimiser on the device, wrapped for as many processes as there are."""
     model.to(accelerator.device).train()
     optimizer = create_optimizer_v2(
-        model, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay, momentum=0.9
+        model,
+        opt=settings.optimizer,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        momentum=0.9,
+        filter_bias_and_bn=not settings.decay_all,
     )
     task = _task(accelerator, model, settings, teacher, blocks)
     if settings.ema_decay:

@@ -52,7 +52,7 @@ def test_batches_are_augmented_normalised_and_for_calibration_plain(tmp_path):
     ("make", "message"),
     [
         (lambda folder: None, r"data\.root=.*there is no cifar10/\{train,test\}"),
-        (lambda folder: cifar(folder, classes=3), "has 3 class folders, cifar10 has 10"),
+        (lambda folder: cifar(folder, classes=3), "has 3 class folders, 10 are needed"),
         (lambda folder: cifar(folder, size=16), "16×16, 32×32 is needed"),
         (lambda folder: (cifar(folder) / "cifar10/test/class0/1.png").write_text("no"), r"1\.png cannot be read"),
     ],
@@ -61,6 +61,52 @@ def test_folders_that_will_not_do(tmp_path, make, message):
     make(tmp_path)
     with pytest.raises(RecipeError, match=message):
         open_data(DataSettings(root=str(tmp_path), **SETTINGS))
+
+
+def folder_settings(root, **more):
+    return DataSettings(name="folder", root=str(root), batch_size=8, **more)
+
+
+def test_a_users_folders(tmp_path):
+    parts = cifar(tmp_path) / "cifar10"
+    data = open_data(folder_settings(parts))
+    assert (len(data.train), len(data.test), data.classes) == (20, 20, 10)
+    with pytest.raises(RecipeError, match=r"has no folders train and val.*data\.holdout=0\.1"):
+        open_data(folder_settings(parts / "train"))
+    halves = open_data(folder_settings(parts / "train", holdout=0.25))
+    assert (len(halves.train), len(halves.test)) == (15, 5)
+    seen = [
+        tuple(np.asarray(part[i][0]).ravel()[:20]) for part in (halves.train, halves.test) for i in range(len(part))
+    ]
+    assert len(set(seen)) == 20
+    batch, _ = next(iter(make_loader(halves.test, folder_settings(parts, crop_pct=0.5), training=False)))
+    assert batch.shape == (5, 3, 32, 32)
+    assert halves.train.transform is None
+    with pytest.raises(RecipeError, match="leaves none to train on"):
+        open_data(folder_settings(parts / "train", holdout=0.99))
+
+
+def test_users_folders_that_will_not_do(tmp_path):
+    with pytest.raises(RecipeError, match=r"data\.root=.*nothing: a folder of images"):
+        open_data(folder_settings(tmp_path / "nothing"))
+    (tmp_path / "empty" / "a").mkdir(parents=True)
+    with pytest.raises(RecipeError, match="is no folder of images"):
+        open_data(folder_settings(tmp_path / "empty", holdout=0.5))
+    parts = cifar(tmp_path) / "cifar10"
+    (parts / "test" / "class3").rename(parts / "test" / "cat")
+    with pytest.raises(RecipeError, match="do not have the same classes: cat, class3"):
+        open_data(folder_settings(parts))
+    (parts / "train/class0/0.png").write_bytes(b"no")
+    with pytest.raises(RecipeError, match=r"class0/0\.png cannot be read as an image"):
+        open_data(folder_settings(parts / "train", holdout=0.5)).train.images[0]
+
+
+def test_imagenet_has_a_thousand_classes(tmp_path):
+    cifar(tmp_path)
+    (tmp_path / "cifar10").rename(tmp_path / "imagenet")
+    (tmp_path / "imagenet" / "test").rename(tmp_path / "imagenet" / "val")
+    with pytest.raises(RecipeError, match="has 10 class folders, 1000 are needed"):
+        open_data(DataSettings(name="imagenet", root=str(tmp_path)))
 
 
 def test_no_folder_given(monkeypatch):

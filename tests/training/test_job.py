@@ -72,6 +72,12 @@ def test_from_scratch(tmp_path):
     assert [row.stage for row in rows] == ["original", "after surgery", "after fine-tuning"]
 
 
+def test_a_network_with_other_classes_is_refused_at_once(tmp_path):
+    with pytest.raises(RecipeError, match=r"gives \(1, 7\) for one image, data digits has 10.*num_classes: 10"):
+        run(recipe(tmp_path, "model.kwargs.num_classes=7"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_training(tmp_path):
     rows = run(recipe(tmp_path, "baseline.epochs=0", "finetune.epochs=0", "surgery.calibrate=40", "control=true"))
     assert [row.stage for row in rows] == ["original", "after surgery", "after calibration"]
