@@ -1,4 +1,4 @@
-"""The command line: ``python -m surgery plan|convert|cost|bench|export|load-check NAME``."""
+"""The command line: ``python -m surgery plan|convert|cost|eval|predict|bench|export|load-check NAME``."""
 
 import argparse
 import json
@@ -14,6 +14,7 @@ import surgery
 from surgery.bench.command import add_options
 from surgery.bench.command import run as bench_command
 from surgery.calibration.folder import folder_batches
+from surgery.classification import evaluate, predict, prediction_table
 from surgery.errors import SurgeryError
 from surgery.export.formats import FORMATS
 from surgery.layers import SurgeryLayer
@@ -69,6 +70,16 @@ def _parser() -> argparse.ArgumentParser:
     cost = commands.add_parser("cost", help="MACs, FLOPs, parameters and memory, in total and per site")
     _add_model(cost)
     cost.set_defaults(run=_cost)
+    evaluation = commands.add_parser("eval", help="accuracy on a folder of images, CLASS/*")
+    _add_model(evaluation)
+    evaluation.add_argument("data", metavar="FOLDER", help="holds CLASS/*, or val/CLASS/* or test/CLASS/*")
+    evaluation.add_argument("--batch-size", type=int, default=32, metavar="N")
+    evaluation.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load images")
+    evaluation.set_defaults(run=_eval)
+    prediction = commands.add_parser("predict", help="the five likeliest classes of images")
+    _add_model(prediction)
+    prediction.add_argument("images", metavar="IMAGE", nargs="+")
+    prediction.set_defaults(run=_predict)
     bench = commands.add_parser("bench", help="time original, converted and the floor in turn, in one process")
     _add_model(bench, many=True)
     _add_surgery(bench)
@@ -206,6 +217,14 @@ def _calibration_images(given: argparse.Namespace, model: nn.Module) -> Iterable
 
 def _cost(given: argparse.Namespace) -> str:
     return str(surgery.cost(_model(given), given.input_size))
+
+
+def _eval(given: argparse.Namespace) -> str:
+    return str(evaluate(_model(given), given.data, batch_size=given.batch_size, workers=given.workers))
+
+
+def _predict(given: argparse.Namespace) -> str:
+    return prediction_table(predict(_model(given), given.images))
 
 
 def _bench(given: argparse.Namespace) -> str:

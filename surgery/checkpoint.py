@@ -20,9 +20,12 @@ from surgery.atomic_file import write_atomically
 from surgery.checked_model import check_model, unwrapped
 from surgery.edit import Edit, apply, history
 from surgery.errors import CheckpointError, SourceError, SurgeryError
+from surgery.preprocessing import MEMORY as PREPROCESSING
+from surgery.preprocessing import Preprocessing
 from surgery.source import MEMORY, Source, build, build_on_meta, find_source, parse_source
 
 SCHEMA = 1
+_OPTIONAL = {"preprocessing"}
 _KEYS = {"schema": int, "source": dict, "edits": list, "aliases": dict, "versions": dict}
 
 
@@ -33,6 +36,7 @@ def save(
     source: str | Source | None = None,
     kwargs: dict[str, Any] | None = None,
     input_size: tuple[int, ...] | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> None:
     """Write a model, converted or not, to one safetensors file.
 
@@ -44,6 +48,7 @@ def save(
         source: ``timm/NAME``, ``torchvision/NAME`` or a registered builder, where inference is not enough.
         kwargs: the keyword arguments of that builder.
         input_size: (C, H, W) to record the model with, where its default does not fit.
+        preprocessing: how images are prepared for the model, and its classes; default: what it was loaded with.
 
     Raises:
         SourceError: the model cannot be rebuilt from what is known; the message says what to pass.
@@ -57,16 +62,17 @@ def save(
         raise ValueError(f"kwargs={kwargs!r} belong to a source: pass source= too")
     found = find_source(model, source, input_size)
     tensors, aliases = _unique({name: t.detach().cpu() for name, t in model.state_dict().items()})
-    manifest = json.dumps(
-        {
-            "schema": SCHEMA,
-            "source": asdict(found),
-            "edits": [edit.to_json() for edit in history(model)],
-            "aliases": aliases,
-            "versions": {name: version(name) for name in ("surgery", "torch", "torchvision", "timm")},
-        },
-        sort_keys=True,
-    )
+    content: dict[str, Any] = {
+        "schema": SCHEMA,
+        "source": asdict(found),
+        "edits": [edit.to_json() for edit in history(model)],
+        "aliases": aliases,
+        "versions": {name: version(name) for name in ("surgery", "torch", "torchvision", "timm")},
+    }
+    preprocessing = preprocessing or getattr(model, PREPROCESSING, None)
+    if preprocessing is not None:
+        content["preprocessing"] = preprocessing.to_json()
+    manifest = json.dumps(content, sort_keys=True)
     metadata = {"format": "pt", "surgery": manifest, "sha256": _digest(manifest, tensors)}
     write_atomically(path, to_bytes(tensors, metadata))
 
@@ -93,6 +99,8 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn
     except (SourceError, SurgeryError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{_name(path)} cannot be rebuilt: {error}") from error
     setattr(model, MEMORY, source)
+    if "preprocessing" in manifest:
+        setattr(model, PREPROCESSING, _preprocessing(path, manifest["preprocessing"]))
     return model.to(device).eval()
 
 
@@ -129,7 +137,7 @@ def _manifest(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         raise CheckpointError(f"{_name(path)} has schema {schema}; this version reads up to {SCHEMA}: upgrade surgery")
-    if schema != SCHEMA or set(manifest) != set(_KEYS):
+    if schema != SCHEMA or set(manifest) - _OPTIONAL != set(_KEYS):
         raise CheckpointError(
             f"{_name(path)}: a manifest of schema {SCHEMA} has {', '.join(_KEYS)}; found {list(manifest or [])}"
         )
@@ -145,6 +153,13 @@ def _source(path: str | os.PathLike[str], value: dict[str, Any]) -> Source:
     if "pretrained" in value["kwargs"] or "weights" in value["kwargs"]:
         raise CheckpointError(f"{_name(path)}: manifest source {value!r} asks for a download; load never downloads")
     return Source(**value)
+
+
+def _preprocessing(path: str | os.PathLike[str], value: Any) -> Preprocessing:
+    try:
+        return Preprocessing.from_json(value)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{_name(path)}: manifest preprocessing {value!r} cannot be: {error}") from error
 
 
 def _fill(path: str | os.PathLike[str], model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:

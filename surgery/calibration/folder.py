@@ -1,17 +1,15 @@
 """Calibration images from a folder, prepared as the model's own configuration says."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import torch
-from PIL import Image, UnidentifiedImageError
-from timm.data import create_transform, resolve_data_config
+from PIL import Image
 from torch import Tensor, nn
 
 from surgery.calibration.images import BATCH
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"})
+from surgery.image_files import images_below, open_image
+from surgery.preprocessing import preprocessing_of
 
 
 def folder_batches(
@@ -20,7 +18,8 @@ def folder_batches(
     """Batches (N, C, H, W) of ``count`` images found anywhere below a folder, spread evenly over their sorted names.
 
     Args:
-        model: of timm: its ``pretrained_cfg`` says size, crop, mean and standard deviation; else timm's defaults.
+        model: what it was saved with, or its ``pretrained_cfg``, says size, crop, mean and deviation; else timm's
+            defaults.
         input_size: (C, H, W) in place of the configured one.
 
     Raises:
@@ -29,22 +28,12 @@ def folder_batches(
     """
     if count < 1:
         raise ValueError(f"{count} calibration images: at least 1 is needed")
-    names = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not names:
-        raise FileNotFoundError(f"there is no image ({', '.join(sorted(SUFFIXES))}) below {str(folder)!r}")
+    names = images_below(folder)
     chosen = [names[i * len(names) // min(count, len(names))] for i in range(min(count, len(names)))]
-    config = resolve_data_config({"input_size": tuple(input_size)} if input_size else {}, model=model)
-    return _batches(chosen, cast(Any, create_transform(**config, is_training=False)), config["input_size"][0])
+    known = preprocessing_of(model, input_size)
+    return _batches(chosen, known.transform(), known.size[0])
 
 
-def _batches(names: list[Path], transform: Any, channels: int) -> Iterator[Tensor]:
+def _batches(names: list[Path], transform: Callable[[Image.Image], Tensor], channels: int) -> Iterator[Tensor]:
     for begin in range(0, len(names), BATCH):
-        yield torch.stack([transform(_opened(name, channels)) for name in names[begin : begin + BATCH]])
-
-
-def _opened(name: Path, channels: int) -> Image.Image:
-    try:
-        with Image.open(name) as image:
-            return image.convert("L" if channels == 1 else "RGB")
-    except UnidentifiedImageError:
-        raise ValueError(f"{str(name)!r} is no image that can be read") from None
+        yield torch.stack([transform(open_image(name, channels)) for name in names[begin : begin + BATCH]])

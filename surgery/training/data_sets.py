@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch.utils.data import Dataset
@@ -15,6 +15,7 @@ from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 from surgery.errors import check_choice
+from surgery.image_files import open_image
 from surgery.training.recipe import DataSettings, RecipeError
 
 DATA_VARIABLE = "SURGERY_DATA"
@@ -22,11 +23,12 @@ DATA_VARIABLE = "SURGERY_DATA"
 
 @dataclass(frozen=True)
 class DataSet:
-    """Training and test images (PIL, label) and the number of classes."""
+    """Training and test images (PIL, label), the number of classes, and their names where they have some."""
 
     train: Dataset
     test: Dataset
     classes: int
+    names: tuple[str, ...] = ()
 
 
 class Images(Dataset):
@@ -91,7 +93,12 @@ def folder(settings: DataSettings) -> DataSet:
     count = max(1, round(settings.holdout * len(images)))
     if count >= len(images):
         raise RecipeError(f"data.holdout={settings.holdout} of {len(images)} images in {root} leaves none to train on")
-    return DataSet(_Part(images, sorted(order[count:])), _Part(images, sorted(order[:count])), len(images.classes))
+    return DataSet(
+        _Part(images, sorted(order[count:])),
+        _Part(images, sorted(order[:count])),
+        len(images.classes),
+        tuple(images.classes),
+    )
 
 
 class _Part(Dataset):
@@ -129,7 +136,7 @@ def open_data(settings: DataSettings) -> DataSet:
 
 def _small_images(settings: DataSettings, name: str, classes: int) -> DataSet:
     whole = _folders(data_folder(settings, name, ("train", "test")), "test", classes)
-    return DataSet(_decoded(whole.train), _decoded(whole.test), classes)
+    return DataSet(_decoded(whole.train), _decoded(whole.test), classes, whole.names)
 
 
 def _folders(folder: Path, test: str, classes: int | None = None) -> DataSet:
@@ -144,22 +151,14 @@ def _folders(folder: Path, test: str, classes: int | None = None) -> DataSet:
             )
         if classes is not None and len(part.classes) != classes:
             raise RecipeError(f"{part.root} has {len(part.classes)} class folders, {classes} are needed")
-    return DataSet(parts[0], parts[1], len(first))
+    return DataSet(parts[0], parts[1], len(first), tuple(first))
 
 
 def _image_folder(folder: Path) -> ImageFolder:
     try:
-        return ImageFolder(folder, loader=_opened)
+        return ImageFolder(folder, loader=open_image)
     except FileNotFoundError as error:
         raise RecipeError(f"{folder} is no folder of images, CLASS/*: {error}") from None
-
-
-def _opened(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise RecipeError(f"{path} cannot be read as an image: {error}") from error
 
 
 def data_folder(settings: DataSettings, name: str, parts: Sequence[str]) -> Path:
@@ -188,7 +187,7 @@ def _decoded(folder: Any) -> Images:
 
 
 def _pixels(path: str, size: tuple[int, int]) -> np.ndarray:
-    pixels = np.asarray(_opened(path))
+    pixels = np.asarray(open_image(path))
     if pixels.shape[:2] != size:
         raise RecipeError(f"{path} is {pixels.shape[1]}×{pixels.shape[0]}, {size[1]}×{size[0]} is needed")
     return pixels

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import surgery
+from surgery.preprocessing import Preprocessing
 from surgery.training.block_distillation import common_blocks
 from surgery.training.data import calibration_images, make_loader
 from surgery.training.data_sets import DataSet, open_data
@@ -135,7 +136,7 @@ def _original(job: Job, seed: int) -> nn.Module:
     network, history = job.train(network, recipe.baseline, "baseline", seed, "train")
     job.outcome.add_curve("original", history)
     if job.accelerator.is_main_process:
-        surgery.save(network, job.output / "baseline.safetensors")
+        surgery.save(network, job.output / "baseline.safetensors", preprocessing=_preprocessing(job))
     return network
 
 
@@ -184,7 +185,7 @@ def _converted(job: Job, original: nn.Module, seed: int) -> nn.Module:
 
 def _write(job: Job, tuned: nn.Module) -> None:
     path, outcome = job.output / "m.safetensors", job.outcome
-    surgery.save(tuned, path)
+    surgery.save(tuned, path, preprocessing=_preprocessing(job))
     same = _same_logits(job, tuned, surgery.load(path, job.accelerator.device))
     plot_curves(job.output / "curve.png", outcome.curves, outcome.rows[:2])
     outcome.write_json(job.output / "results.json", recipe=job.recipe.to_dict(), reloaded_identical=same)
@@ -193,6 +194,12 @@ def _write(job: Job, tuned: nn.Module) -> None:
     job.say(f"curve: {job.output / 'curve.png'}   numbers: {job.output / 'results.json'}")
     if not same:
         raise surgery.errors.CheckpointError(f"{path} does not give the logits of the network that was saved")
+
+
+def _preprocessing(job: Job) -> Preprocessing:
+    data = job.recipe.data
+    size = (3, data.image_size, data.image_size)
+    return Preprocessing(size, data.mean, data.std, data.crop_pct, data.interpolation, job.data.names)
 
 
 def _same_logits(job: Job, one: nn.Module, two: nn.Module) -> bool:
