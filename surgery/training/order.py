@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -38,7 +37,10 @@ class EpochSampler(Sampler[int]):
 
 
 class Seeded(Dataset):
-    """A data set whose items, read by the keys of :class:`EpochSampler`, draw from (seed, epoch, index) alone."""
+    """A data set whose items, read by the keys of :class:`EpochSampler`, draw from (seed, epoch, index) alone.
+
+    Reading an item seeds Python's, NumPy's and torch's generators of the process that reads it.
+    """
 
     def __init__(self, images: Dataset, length: int) -> None:
         self.images, self.length = images, length
@@ -48,21 +50,9 @@ class Seeded(Dataset):
 
     def __getitem__(self, key: int) -> object:
         pass_number, index = divmod(key, self.length)
-        with _drawing_from(pass_number, index):
-            return self.images[index]
-
-
-@contextmanager
-def _drawing_from(*numbers: int) -> Iterator[None]:
-    """Python's, NumPy's and torch's generators seeded by ``numbers``; afterwards they go on where they were."""
-    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
-    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.default_generator.set_state(states[2])
+        # saving and restoring the generators would take longer than most augmentations; a step seeds its own anyway
+        seed = int(np.random.SeedSequence((pass_number, index)).generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        return self.images[index]

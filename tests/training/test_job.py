@@ -18,6 +18,7 @@ SMALL = [
     "model.kwargs={num_classes: 10, channels: [8, 16, 32, 32], layers: [1, 1, 1, 1]}",
     "baseline.epochs=2",
     "finetune.epochs=2",
+    "surgery.calibrate=0",
 ]
 
 

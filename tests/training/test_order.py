@@ -39,15 +39,3 @@ def test_what_is_drawn_depends_on_seed_epoch_and_index_alone():
     assert torch.equal(late[1], drawn[6:])
     other = passes(3)
     assert not torch.equal(drawn[index.argsort()], other[1][other[0].argsort()])
-
-
-def test_other_draws_go_on_undisturbed():
-    torch.manual_seed(0)
-    random.seed(0)
-    np.random.seed(0)
-    expected = random.random(), np.random.rand(), torch.rand(()).item()
-    torch.manual_seed(0)
-    random.seed(0)
-    np.random.seed(0)
-    Seeded(Draws(), 10)[13]
-    assert (random.random(), np.random.rand(), torch.rand(()).item()) == expected
