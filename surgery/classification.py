@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
+from surgery.eval_mode import eval_mode
 from surgery.image_files import open_image
 from surgery.preprocessing import Preprocessing, preprocessing_of
 from surgery.table import table
@@ -57,9 +58,9 @@ def evaluate(
     metrics = [MulticlassAccuracy(outputs, top_k=k, average="micro").to(device) for k in (1, min(5, outputs))]
     loader = DataLoader(images, batch_size, num_workers=workers)
     begin = time.perf_counter()
-    with torch.inference_mode():
+    with eval_mode(model), torch.inference_mode():
         for batch, labels in tqdm(loader, "evaluating", unit="batch", leave=False, disable=not progress):
-            logits = model.eval()(batch.to(device))
+            logits = model(batch.to(device))
             for metric in metrics:
                 metric.update(logits, indices[labels.to(device)])
     top1, top5 = (100 * metric.compute().item() for metric in metrics)
@@ -67,8 +68,8 @@ def evaluate(
 
 
 def _outputs(model: nn.Module, known: Preprocessing, device: torch.device) -> int:
-    with torch.inference_mode():
-        output = model.eval()(torch.zeros(1, *known.size, device=device))
+    with eval_mode(model), torch.inference_mode():
+        output = model(torch.zeros(1, *known.size, device=device))
     if not isinstance(output, Tensor) or output.ndim != 2:
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"{type(model).__name__} is no classifier: it gives {found} for one image")
@@ -108,7 +109,7 @@ def predict(model: nn.Module, paths: Iterable[str | Path], *, top: int = 5) -> l
     transform, device = known.transform(), next(model.parameters()).device
     count = min(top, _outputs(model, known, device))
     found = []
-    with torch.inference_mode():
+    with eval_mode(model), torch.inference_mode():
         for path in paths:
             image = transform(open_image(path, known.size[0]))[None].to(device)
             best = model(image)[0].float().softmax(0).topk(count)

@@ -13,6 +13,7 @@ from torch.nn.utils import fuse_conv_bn_weights
 
 from surgery.checked_model import check_model
 from surgery.errors import SurgeryError
+from surgery.eval_mode import eval_mode
 from surgery.graph import ModelGraph, record
 from surgery.graph.dataflow import sole_user
 from surgery.layers import PiX, SqueezedConv2d
@@ -163,13 +164,8 @@ def _check_same(model: nn.Module, folded: nn.Module, input_shape: tuple[int, ...
 
 
 def _outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
-    training = {module: module.training for module in model.modules()}
-    try:
-        with torch.no_grad():
-            result = cast(Callable[[Tensor], object], model.eval())(x)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with eval_mode(model), torch.no_grad():
+        result = cast(Callable[[Tensor], object], model)(x)
     found = (
         result if isinstance(result, (list, tuple)) else list(result.values()) if isinstance(result, dict) else [result]
     )

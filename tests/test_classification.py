@@ -29,13 +29,14 @@ def classifier(names=(), outputs=3):
 
 
 def test_accuracy_is_that_of_predictions_one_by_one(tmp_path):
-    folder, model = photographs(tmp_path / "x"), classifier(NAMES)
+    folder, model = photographs(tmp_path / "x"), classifier(NAMES).train()
     paths = sorted(folder.rglob("*.png"))
     found = predict(model, paths, top=2)
     assert all(each.probabilities[0] >= each.probabilities[1] for each in found)
     right = [path.parent.name == each.classes[0] for path, each in zip(paths, found, strict=True)]
     accuracy = evaluate(model, folder, batch_size=4, progress=False)
     assert accuracy.images == 9
+    assert model.training
     assert accuracy.top1 == pytest.approx(100 * np.mean(right), abs=1e-3)
     assert accuracy.top5 == 100
     assert "top-5 100.00 % of 9 images" in str(accuracy)

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from surgery.checked_model import check_model, unwrapped
+from surgery.eval_mode import eval_mode
 from surgery.graph import record
 
 ROUGHNESS = 1e-2  # weight of the differences between neighbouring pixels, against the norms' part of the loss
@@ -119,13 +120,11 @@ def _differences(images: Tensor) -> Tensor:
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     """Eval mode, and no gradients for parameters; both as before afterwards."""
-    modes = {module: module.training for module in model.modules()}
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        model.eval().requires_grad_(False)
-        yield
+        model.requires_grad_(False)
+        with eval_mode(model):
+            yield
     finally:
         for parameter in wanted:
             parameter.requires_grad_(True)
-        for module, mode in modes.items():
-            module.training = mode

@@ -14,6 +14,7 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 from surgery.errors import TraceError
+from surgery.eval_mode import eval_mode
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ class PausableModel:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> "PausableModel":
-        self._training = {module: module.training for module in self.model.modules()}
-        self.model.eval()
+        self._mode = eval_mode(self.model)
+        self._mode.__enter__()
         for place in self.pauses | self.kept:
             module = self.model.get_submodule(place.module)
             if place.output:
@@ -102,8 +103,7 @@ class PausableModel:
             forward.end()
         for handle in self._handles:
             handle.remove()
-        for module, training in self._training.items():
-            module.training = training
+        self._mode.__exit__(kind, error, trace)
 
     def start(self, image: Tensor) -> Forward:
         """A pass of one batch (N, C, H, W); it runs when it is advanced."""

@@ -9,6 +9,7 @@ from timm.task import LogitDistillationTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
+from surgery.eval_mode import eval_mode
 from surgery.layers import SurgeryLayer
 
 
@@ -68,7 +69,8 @@ def common_blocks(student: nn.Module, teacher: nn.Module, images: Tensor) -> lis
     tried = sorted({parent for some in parents.values() for parent in some} & known)
     with torch.no_grad(), seen_outputs(student, tried) as given, seen_outputs(teacher, tried) as wanted:
         for network in (student, teacher):
-            _run_in_eval_mode(network, images)
+            with eval_mode(network):
+                network(images)
     fitting = {name for name in tried if _shapes(given[name]) == _shapes(wanted[name]) != []}
     smallest = {next((parent for parent in some if parent in fitting), "") for some in parents.values()} - {""}
     if not smallest:
@@ -81,15 +83,6 @@ def common_blocks(student: nn.Module, teacher: nn.Module, images: Tensor) -> lis
 def _shapes(outputs: list[Any]) -> list[torch.Size]:
     """The shape of the only output, or nothing where there are several or others than tensors."""
     return [outputs[0].shape] if len(outputs) == 1 and isinstance(outputs[0], Tensor) else []
-
-
-def _run_in_eval_mode(network: nn.Module, images: Tensor) -> None:
-    modes = {module: module.training for module in network.modules()}
-    try:
-        network.eval()(images)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager
