@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import surgery
+from surgery.edit import history
 from surgery.preprocessing import Preprocessing
 from surgery.training.block_distillation import common_blocks
 from surgery.training.data import calibration_images, make_loader
@@ -60,7 +61,7 @@ class Job:
         """Train, or go on; the state's folder is named after the stage."""
         if teacher is not None:
             teacher = copy.deepcopy(teacher).to(memory_format=self.format) if settings.distills else None
-        network, history = train(
+        network, curve = train(
             self.accelerator,
             network.to(memory_format=self.format),
             (make_loader(self.data.train, self.recipe.data, True, settings.batch_size), self.test),
@@ -73,7 +74,7 @@ class Job:
             seed=seed,
             label=label,
         )
-        return network.to(memory_format=torch.contiguous_format), history
+        return network.to(memory_format=torch.contiguous_format), curve
 
     def _state(self, stage: str, seed: int) -> TrainingState:
         """The state of one training, tied to the settings that decide its outcome."""
@@ -133,8 +134,8 @@ def _original(job: Job, seed: int) -> nn.Module:
         job.say(f"original: {origin}")
         return network
     job.say(f"original: {origin}, trained here for {recipe.baseline.epochs} epochs")
-    network, history = job.train(network, recipe.baseline, "baseline", seed, "train")
-    job.outcome.add_curve("original", history)
+    network, curve = job.train(network, recipe.baseline, "baseline", seed, "train")
+    job.outcome.add_curve("original", curve)
     if job.accelerator.is_main_process:
         surgery.save(network, job.output / "baseline.safetensors", preprocessing=_preprocessing(job))
     return network
@@ -149,14 +150,14 @@ def _recover(job: Job, original: nn.Module, seed: int) -> nn.Module:
     stage = "finetune" if seed == recipe.seed else f"finetune-{seed}"
     if not recipe.finetune.epochs:
         return converted
-    tuned, history = job.train(converted, recipe.finetune, stage, seed + 1000, f"fine-tune{title}", original, blocks)
+    tuned, curve = job.train(converted, recipe.finetune, stage, seed + 1000, f"fine-tune{title}", original, blocks)
     job.measure("after fine-tuning", tuned)
-    job.outcome.add_curve("converted", history)
+    job.outcome.add_curve("converted", curve)
     if recipe.control:
         network, stage = copy.deepcopy(original), stage.replace("finetune", "control")
-        network, history = job.train(network, recipe.finetune, stage, seed + 1000, f"control{title}", original, blocks)
+        network, curve = job.train(network, recipe.finetune, stage, seed + 1000, f"control{title}", original, blocks)
         job.measure("control: original, fine-tuned", network)
-        job.outcome.add_curve("control", history)
+        job.outcome.add_curve("control", curve)
     return tuned
 
 
@@ -169,17 +170,17 @@ def _blocks(job: Job, converted: nn.Module, original: nn.Module) -> list[str]:
 def _converted(job: Job, original: nn.Module, seed: int) -> nn.Module:
     recipe, wanted = job.recipe, job.recipe.surgery
     arguments = {"zeta": wanted.zeta, "mode": wanted.mode, **wanted.options}
-    converted = surgery.convert(original, wanted.method, strict=True, match=wanted.match, **arguments)
+    arguments |= {"method": wanted.method, "strict": True, "match": wanted.match}
+    if seed == recipe.seed or not wanted.calibrate:
+        converted = surgery.convert(original, **arguments)
     if seed == recipe.seed:
         job.measure("after surgery", converted)
-        job.say(f"surgery: {len(surgery.plan(original, wanted.method, **arguments).sites)} sites converted")
-    if not wanted.calibrate:
-        return converted
-    images = calibration_images(job.data.train, recipe.data, wanted.calibrate, seed)
-    converted = surgery.convert(
-        original, wanted.method, strict=True, match=wanted.match, calibrate=images, images=None, **arguments
-    )
-    job.measure("after calibration", converted)
+        made = history(converted)[len(history(original)) :]
+        job.say(f"surgery: {sum(bool(edit.site) for edit in made)} sites converted")
+    if wanted.calibrate:
+        images = calibration_images(job.data.train, recipe.data, wanted.calibrate, seed)
+        converted = surgery.convert(original, calibrate=images, images=None, **arguments)
+        job.measure("after calibration", converted)
     return converted
 
 

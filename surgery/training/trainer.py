@@ -126,11 +126,8 @@ class _Training:
         """The rest of an epoch; returns the mean loss of all of it."""
         self.order.begin(progress.epoch, progress.step * self._images_per_step())
         self.task.train()
-        title, total, saved = (
-            f"{self.label} {progress.epoch + 1}/{self.settings.epochs}",
-            progress.loss,
-            time.monotonic(),
-        )
+        title = f"{self.label} {progress.epoch + 1}/{self.settings.epochs}"
+        total, saved = progress.loss, time.monotonic()
         hidden = not self.accelerator.is_local_main_process
         bar = tqdm(total=self.steps, initial=progress.step, desc=title, leave=False, mininterval=0.5, disable=hidden)
         with bar:
@@ -157,8 +154,10 @@ class _Training:
 
     def _due(self, saved: float) -> bool:
         """Whether a state is to be written, as the main process's clock has it."""
-        due = torch.tensor(time.monotonic() - saved >= 60 * self.settings.save_minutes, device=self.accelerator.device)
-        return bool(broadcast(due)) if self.accelerator.num_processes > 1 else bool(due)
+        due = time.monotonic() - saved >= 60 * self.settings.save_minutes
+        if self.accelerator.num_processes == 1:
+            return due
+        return bool(broadcast(torch.tensor(due, device=self.accelerator.device)))
 
     def _images_per_step(self) -> int:
         """Of all processes together."""
