@@ -84,6 +84,3 @@ def _set_norm(norm: _BatchNorm, mean: Tensor, variance: Tensor, scale: Tensor, s
         norm.bias.copy_(shift + scale * mean)
     else:  # v / s - m / s with s as it is
         cast(Tensor, norm.running_mean).copy_(-shift / scale)
-
-
-__all__ = ["absorb", "affine_of", "measure_norm", "takes_constant"]
