@@ -14,9 +14,8 @@ from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
-from surgery.errors import check_choice
 from surgery.image_files import open_image
-from surgery.training.recipe import DataSettings, RecipeError
+from surgery.training.recipe import DataSettings, RecipeError, check_key
 
 DATA_VARIABLE = "SURGERY_DATA"
 
@@ -127,10 +126,7 @@ DATA_SETS: dict[str, Callable[[DataSettings], DataSet]] = {
 
 def open_data(settings: DataSettings) -> DataSet:
     """The recipe's data set; raises RecipeError that lists what there is, or what is missing where."""
-    try:
-        check_choice("data.name", settings.name, DATA_SETS)
-    except ValueError as error:
-        raise RecipeError(str(error)) from None
+    check_key("data.name", settings.name, DATA_SETS)
     return DATA_SETS[settings.name](settings)
 
 

@@ -17,6 +17,14 @@ class RecipeError(ValueError):
     """A recipe with an unknown key, a wrong type or a combination that cannot be."""
 
 
+def check_key(key: str, value: str, accepted: Iterable[str]) -> None:
+    """Raise RecipeError, with the nearest of what is accepted, for a value that is not."""
+    try:
+        check_choice(key, value, accepted)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+
+
 @dataclass(frozen=True)
 class DataSettings:
     """``name`` of a data set (digits, cifar10, cifar100, imagenet, folder), image and batch size, augmentation.
@@ -51,10 +59,7 @@ class DataSettings:
             raise RecipeError(f"data.holdout={self.holdout}: a share from 0 to below 1 is needed")
         if not 0 < self.crop_pct <= 1:
             raise RecipeError(f"data.crop_pct={self.crop_pct}: a share above 0 is needed, at most 1")
-        try:
-            check_choice("data.interpolation", self.interpolation, ("bilinear", "bicubic"))
-        except ValueError as error:
-            raise RecipeError(str(error)) from None
+        check_key("data.interpolation", self.interpolation, ("bilinear", "bicubic"))
 
 
 @dataclass(frozen=True)
@@ -167,10 +172,7 @@ class Recipe:
             if getattr(self.baseline, key):
                 raise RecipeError(f"baseline.{key}: the baseline has no teacher; 0 is needed")
         self.data.check()
-        try:
-            check_choice("precision", self.precision, ("no", "fp16", "bf16"))
-        except ValueError as error:
-            raise RecipeError(str(error)) from None
+        check_key("precision", self.precision, ("no", "fp16", "bf16"))
 
     @property
     def from_scratch(self) -> bool:
