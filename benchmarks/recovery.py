@@ -17,6 +17,7 @@ from typing import Any
 
 from surgery.atomic_file import write_atomically
 from surgery.training import Recipe, load_recipe, run
+from surgery.training.outcome import write_figure
 from surgery.training.recipe import RecipeError
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "cifar10.yaml"
@@ -164,9 +165,7 @@ def _plot(path: Path, results: dict[tuple[str, int], dict[str, Any]], budgets: l
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("top-1 accuracy (%)")
     panels[-1].legend(fontsize="small")
-    part = path.with_name(f".{path.name}.part.png")
-    figure.savefig(part, dpi=120)
-    part.replace(path)
+    write_figure(path, figure)
 
 
 def _parser() -> argparse.ArgumentParser:

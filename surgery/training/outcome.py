@@ -1,16 +1,20 @@
 """What a job reports: a table, a JSON file, a plot."""
 
+import io
 import itertools
 import json
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from surgery.atomic_file import write_atomically
 from surgery.cost import Cost
 from surgery.table import si, table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 History = list[dict[str, Any]]
 
@@ -90,6 +94,11 @@ def plot_curves(path: Path, curves: dict[str, list[History]], lines: Iterable[Me
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
-    part = path.with_name(f".{path.name}.part.png")
-    figure.savefig(part, dpi=120)
-    part.replace(path)
+    write_figure(path, figure)
+
+
+def write_figure(path: Path, figure: "Figure") -> None:
+    """A figure as PNG, whole or not at all."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    write_atomically(path, content.getvalue())
