@@ -83,7 +83,7 @@ def _variant(
     start = [f"model.checkpoint={original}"]
     if name == "scratch":
         trained = dataclasses.asdict(recipe.baseline)
-        start = ["baseline.epochs=0", *(f"finetune.{key}={value}" for key, value in trained.items())]
+        start = ["baseline.epochs=0", *(f"finetune.{key}={json.dumps(value)}" for key, value in trained.items())]
     folder = f"{name.replace(', ', '-')}-{epochs}"
     return _run(given, folder, [*settings, *start, *VARIANTS[name], f"finetune.epochs={epochs}"])
 

@@ -16,6 +16,10 @@ LEAST_SCALE = 1e-3
 DRAWS = 2
 
 
+class DifferentOutputsError(ExportError):
+    """A file runs and computes something else."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """An image and what the model makes of it."""
@@ -54,7 +58,7 @@ def check(run: Run, draws: Sequence[Sequence[Sample]], dtype: torch.dtype) -> No
     accepted = TOLERANCE[dtype]
     best = min((_worst(run, samples) for samples in draws), key=lambda found: found.share)
     if not best.share <= accepted:
-        raise ExportError(
+        raise DifferentOutputsError(
             f"the file's outputs differ from the model's by up to {best.distance:.3g}, where the model's go up to "
             f"{best.scale:.3g}; {accepted:g} of that is accepted for {str(dtype).removeprefix('torch.')}"
         )
@@ -68,7 +72,7 @@ def _worst(run: Run, samples: Sequence[Sample]) -> Difference:
 def _difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> Difference:
     shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (expected, found)]
     if shapes[0] != shapes[1]:
-        raise ExportError(f"the file's outputs have the shapes {shapes[1]}, the model's {shapes[0]}")
+        raise DifferentOutputsError(f"the file's outputs have the shapes {shapes[1]}, the model's {shapes[0]}")
     worst = Difference()
     for one, two in zip(expected, found, strict=True):
         worst = max(worst, _between(one.cpu().double(), two.cpu().double()), key=lambda difference: difference.share)
