@@ -1,6 +1,6 @@
 """Model surgery for pretrained ConvNets: plan, convert, count, save, load, export."""
 
-from surgery import checkpoint, cifar_resnet, errors
+from surgery import checkpoint, cifar_resnet, errors, pspnet
 from surgery.calibration import calibrate, synthetic_images
 from surgery.checkpoint import load, save
 from surgery.convert import convert
@@ -28,6 +28,7 @@ __all__ = [
     "match",
     "optimize_for_inference",
     "plan",
+    "pspnet",
     "register_builder",
     "save",
     "synthetic_images",

@@ -1,5 +1,6 @@
 """How images are made into what a model takes, and what its outputs are called."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
@@ -7,6 +8,7 @@ from typing import Any, cast
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
+from torchvision.transforms import Compose, Normalize, ToTensor
 
 MEMORY = "surgery_preprocessing"
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
@@ -20,6 +22,10 @@ class Preprocessing:
         size: (C, H, W) of the crop.
         mean, std: per channel, of pixels from 0 to 1.
         classes: names of the model's outputs, in their order; empty where they are not known.
+        ignore: of label maps, the value for pixels without a class, besides 255.
+        colours: ``#rrggbb`` of each class in label maps; empty for PASCAL VOC's.
+
+    Networks that label pixels take images at their own size; they are only normalised.
     """
 
     size: tuple[int, int, int]
@@ -28,6 +34,8 @@ class Preprocessing:
     crop_pct: float = 1.0
     interpolation: str = "bicubic"
     classes: tuple[str, ...] = ()
+    ignore: int | None = None
+    colours: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         channels = self.size[0] if len(self.size) == 3 else 0
@@ -40,15 +48,27 @@ class Preprocessing:
                 f"preprocessing crop_pct={self.crop_pct!r}, interpolation={self.interpolation!r}: a share in (0, 1] "
                 f"and one of {', '.join(INTERPOLATIONS)} are needed"
             )
+        if not all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in self.colours):
+            raise ValueError(f"preprocessing colours={self.colours!r}: '#rrggbb' of each class is needed")
+        if self.ignore is not None and not isinstance(self.ignore, int):
+            raise ValueError(f"preprocessing ignore={self.ignore!r}: a pixel value, an int, is needed")
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """timm's evaluation transform: a PIL image to float32 (C, H, W)."""
         known = asdict(self)
-        del known["classes"], known["size"]
+        for key in ("classes", "size", "ignore", "colours"):
+            del known[key]
         return cast(Any, create_transform(input_size=self.size, is_training=False, **known))
 
+    def whole_image(self) -> Callable[[Image.Image], Tensor]:
+        """A PIL image to float32 (C, H, W), normalised, at its own size."""
+        return cast(Any, Compose([ToTensor(), Normalize(self.mean, self.std)]))
+
     def to_json(self) -> dict[str, Any]:
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        known = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {
+            key: value for key, value in known.items() if key not in ("ignore", "colours") or value not in (None, [])
+        }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Preprocessing":

@@ -118,7 +118,7 @@ def build(source: Source, *, pretrained: bool = False) -> nn.Module:
             raise SourceError(
                 f"builder {source.builder!r} is not registered here (known: {known}); import what registers it"
             )
-        return function(**source.kwargs)
+        return function(**source.kwargs, **({"pretrained": True} if pretrained else {}))
     except (TypeError, ValueError, RuntimeError) as error:
         raise SourceError(f"{source} cannot be built: {error}") from error
 
