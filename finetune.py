@@ -32,8 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     from surgery.errors import SurgeryError
     from surgery.training import describe, load_recipe, run
+    from surgery.training.non_finite import NonFiniteLossError
     from surgery.training.recipe import RecipeError
-    from surgery.training.trainer import NonFiniteLossError
+    from surgery.training.trainer import BatchTooLargeError
 
     try:
         recipe = load_recipe(given.recipe, given.settings)
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last state", file=sys.stderr)
         return 130
-    except (RecipeError, SurgeryError, NonFiniteLossError, ValueError, TypeError, OSError) as error:
+    except (RecipeError, SurgeryError, NonFiniteLossError, BatchTooLargeError, ValueError, TypeError, OSError) as error:
         print(f"finetune.py: {error}", file=sys.stderr)
         return 2
     return 0

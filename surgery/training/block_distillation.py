@@ -5,12 +5,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.task import LogitDistillationTask
+from timm.task.distillation import DistillationTeacher
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from surgery.eval_mode import eval_mode
 from surgery.layers import SurgeryLayer
+from surgery.training.recipe import TrainSettings
 
 
 class BlockDistillationTask(LogitDistillationTask):
@@ -33,20 +37,53 @@ class BlockDistillationTask(LogitDistillationTask):
         block_weight: float,
         **options: Any,
     ) -> None:
-        super().__init__(student_model, teacher_model, **options)
+        with _configured(student_model):
+            super().__init__(student_model, DistillationTeacher(teacher_model, device=options.get("device")), **options)
         self.blocks, self.block_weight = blocks, block_weight
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """As timm's; ``block_loss`` is added to what it returns where there are blocks."""
         student, teacher = unwrap_model(self.trainable_module), unwrap_model(self.teacher.model)
         with seen_outputs(student, self.blocks) as given, seen_outputs(teacher, self.blocks) as wanted:
-            result = super().forward(input, target)
+            result = self.logits_loss(input, target)
         if not self.blocks or not self.block_weight:
             return result
         errors = [_share(given[name][0], wanted[name][0]) for name in self.blocks]
         result["block_loss"] = torch.stack(errors).mean()
         result["loss"] = result["loss"] + self.block_weight * result["block_loss"]
         return result
+
+    def logits_loss(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """timm's loss of labels and logits."""
+        return super().forward(input, target)
+
+
+@contextmanager
+def _configured(model: nn.Module) -> Iterator[None]:
+    """timm's task asks its network how images are normalised; a network of another library says what the teacher does.
+
+    Both get the same images, so all that matters is that they say the same.
+    """
+    if hasattr(model, "pretrained_cfg"):
+        yield
+        return
+    model.pretrained_cfg = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del model.pretrained_cfg
+
+
+def distillation_options(settings: TrainSettings, accelerator: Accelerator) -> dict[str, Any]:
+    """Arguments of :class:`BlockDistillationTask` that come from a recipe."""
+    return {
+        "block_weight": settings.block_weight,
+        "task_loss_weight": 1 - settings.distill_weight,
+        "distill_loss_weight": settings.distill_weight,
+        "temperature": settings.temperature,
+        "device": accelerator.device,
+        "verbose": False,
+    }
 
 
 def _share(given: Tensor, wanted: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""Batches of a data set, with timm's transforms."""
+"""Batches of a data set, transformed."""
 
 import copy
+import itertools
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -11,14 +12,18 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import RandomCrop
 
 from surgery.training.order import EpochSampler, Seeded
+from surgery.training.paired_transform import paired_transform
 from surgery.training.recipe import DataSettings
 
 
 def make_loader(images: Dataset, settings: DataSettings, training: bool, batch_size: int | None = None) -> DataLoader:
-    """Batches with timm's transforms: for training augmented, in an EpochSampler's order; else plain."""
+    """Batches: for training augmented, in an EpochSampler's order; else plain.
+
+    Test images with label maps differ in size, so they come one by one.
+    """
     prepared = cast(Any, copy.copy(images))
-    prepared.transform = _transform(settings, training)
-    size = batch_size or settings.batch_size
+    prepared.transform = paired_transform(settings, training) if settings.segments else _transform(settings, training)
+    size = 1 if settings.segments and not training else batch_size or settings.batch_size
     common: dict[str, Any] = {
         "batch_size": size,
         "num_workers": settings.workers,
@@ -50,9 +55,17 @@ def _transform(settings: DataSettings, training: bool) -> Any:
 
 
 def calibration_images(images: Dataset, settings: DataSettings, count: int, seed: int) -> Iterator[Tensor]:
-    """Batches of ``count`` training images, chosen by the seed, prepared as for evaluation, without their labels."""
-    plain = make_loader(images, settings, training=False).dataset
-    total = len(plain)  # type: ignore[arg-type]
-    chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count].tolist()
-    for batch in DataLoader(Subset(plain, chosen), settings.batch_size, num_workers=settings.workers):
+    """Batches of ``count`` training images, chosen by the seed, without their labels.
+
+    They are prepared as for evaluation; images with label maps as for training, so that all have one size, the one that
+    a PiX layer's pooled descriptor is to be calibrated to.
+    """
+    loader = make_loader(images, settings, training=settings.segments)
+    if settings.segments:
+        cast(EpochSampler, loader.sampler).seed = seed
+        chosen = list(itertools.islice(loader.sampler, count))
+    else:
+        total = len(loader.dataset)  # type: ignore[arg-type]
+        chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    for batch in DataLoader(Subset(loader.dataset, chosen), settings.batch_size, num_workers=settings.workers):
         yield batch[0]

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,9 @@ from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 from surgery.image_files import open_image
+from surgery.training.data_set import DATA_VARIABLE, DataSet, data_folder
 from surgery.training.recipe import DataSettings, RecipeError, check_key
-
-DATA_VARIABLE = "SURGERY_DATA"
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """Training and test images (PIL, label), the number of classes, and their names where they have some."""
-
-    train: Dataset
-    test: Dataset
-    classes: int
-    names: tuple[str, ...] = ()
+from surgery.training.segmentation_sets import cityscapes, segmentation_folder
 
 
 class Images(Dataset):
@@ -121,6 +110,8 @@ DATA_SETS: dict[str, Callable[[DataSettings], DataSet]] = {
     "cifar100": cifar100,
     "imagenet": imagenet,
     "folder": folder,
+    "cityscapes": cityscapes,
+    "segmentation_folder": segmentation_folder,
 }
 
 
@@ -155,25 +146,6 @@ def _image_folder(folder: Path) -> ImageFolder:
         return ImageFolder(folder, loader=open_image)
     except FileNotFoundError as error:
         raise RecipeError(f"{folder} is no folder of images, CLASS/*: {error}") from None
-
-
-def data_folder(settings: DataSettings, name: str, parts: Sequence[str]) -> Path:
-    """The folder ``name`` below ``data.root`` (or SURGERY_DATA), or that folder itself, with ``parts`` in it.
-
-    Raises:
-        RecipeError: no folder is given, or it lacks a part; says how it should be laid out.
-    """
-    root = settings.root or os.environ.get(DATA_VARIABLE)
-    layout = f"{name}/{{{','.join(parts)}}}/…"
-    if not root:
-        raise RecipeError(
-            f"data.name={name} is read from files: set data.root, or {DATA_VARIABLE}, to where {layout} is"
-        )
-    for folder in (Path(root) / name, Path(root)):
-        if all((folder / part).is_dir() for part in parts):
-            return folder
-    source = "data.root" if settings.root else DATA_VARIABLE
-    raise RecipeError(f"{source}={root}: there is no {layout} in it")
 
 
 def _decoded(folder: Any) -> Images:

@@ -25,6 +25,8 @@ def describe(recipe: Recipe) -> str:
     original = make_original(recipe, data.classes, download=False)
     wanted, size = recipe.surgery, recipe.data.image_size
     arguments = {"zeta": wanted.zeta, "mode": wanted.mode, **wanted.options}
+    if recipe.data.segments:
+        arguments = {"input_size": (3, size, size)} | arguments
     plan = surgery.plan(original, wanted.method, **arguments)
     converted = surgery.convert(original, wanted.method, strict=True, **arguments)
     costs = [(name, surgery.cost(n, (3, size, size))) for name, n in (("original", original), ("converted", converted))]

@@ -3,8 +3,9 @@
 import copy
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -15,14 +16,19 @@ from torch.utils.data import DataLoader
 import surgery
 from surgery.edit import history
 from surgery.preprocessing import Preprocessing
+from surgery.segmentation import View
 from surgery.training.block_distillation import common_blocks
+from surgery.training.classifying import Classifying
 from surgery.training.data import calibration_images, make_loader
 from surgery.training.data_sets import DataSet, open_data
 from surgery.training.original import make_original
 from surgery.training.outcome import History, Measured, Outcome, plot_curves
 from surgery.training.recipe import Recipe, TrainSettings
+from surgery.training.segmenting import Segmenting
 from surgery.training.state import TrainingState
-from surgery.training.trainer import evaluate, train
+from surgery.training.task import Task
+from surgery.training.tracking import Log, check_tracker
+from surgery.training.trainer import BatchTooLargeError, Execution, train
 
 
 @dataclass
@@ -34,19 +40,27 @@ class Job:
     accelerator: Accelerator
     data: DataSet
     test: DataLoader
-    outcome: Outcome = field(default_factory=Outcome)
+    task: Task
+    outcome: Outcome
+    log: Log
 
     @property
-    def format(self) -> torch.memory_format:
-        return torch.channels_last if self.recipe.channels_last else torch.preserve_format
+    def execution(self) -> Execution:
+        recipe = self.recipe
+        layout = torch.channels_last if recipe.channels_last else torch.preserve_format
+        return Execution(layout, recipe.sync_bn, recipe.compile, recipe.checkpoint_activations)
+
+    @property
+    def image_size(self) -> tuple[int, int, int]:
+        """(C, H, W) of training images, at which costs are counted."""
+        return 3, self.recipe.data.image_size, self.recipe.data.image_size
 
     def say(self, text: str) -> None:
         self.accelerator.print(text)
 
     def measure(self, stage: str, model: nn.Module) -> None:
-        accuracy = evaluate(self.accelerator, model.to(self.accelerator.device), self.test, self.data.classes)
-        size = self.recipe.data.image_size
-        self.outcome.add(stage, accuracy, surgery.cost(model, (3, size, size)))
+        accuracy = self.task.evaluate(self.accelerator, model.to(self.accelerator.device), self.test)
+        self.outcome.add(stage, accuracy, surgery.cost(model, self.image_size))
 
     def train(
         self,
@@ -59,30 +73,72 @@ class Job:
         blocks: Sequence[str] = (),
     ) -> tuple[nn.Module, History]:
         """Train, or go on; the state's folder is named after the stage."""
+        state = self._state(stage, seed, settings)
+        size, accumulate = settings.batch_size or self.recipe.data.batch_size, settings.accumulate
+        while True:
+            fitting = state.fitting_batch(size, accumulate)
+            try:
+                given = replace(settings, **cast(Any, fitting))
+                return self._train(network, given, state, stage, seed, label, teacher, blocks)
+            except BatchTooLargeError:
+                size, accumulate = fitting["batch_size"] // 2, fitting["accumulate"] * 2
+                if not self.recipe.find_batch_size or size < 2 or self.accelerator.num_processes > 1:
+                    raise
+                self.say(f"{label}: too large a batch; going on with {size} images, {accumulate} batches a step")
+                state.start_over(size, accumulate)
+                torch.cuda.empty_cache()
+
+    def _train(
+        self,
+        network: nn.Module,
+        settings: TrainSettings,
+        state: TrainingState,
+        stage: str,
+        seed: int,
+        label: str,
+        teacher: nn.Module | None,
+        blocks: Sequence[str],
+    ) -> tuple[nn.Module, History]:
         if teacher is not None:
-            teacher = copy.deepcopy(teacher).to(memory_format=self.format) if settings.distills else None
-        network, curve = train(
+            layout = self.execution.memory_format
+            teacher = copy.deepcopy(teacher).to(memory_format=layout) if settings.distills else None
+
+        def reached(trained: nn.Module, history: History) -> None:
+            self.log.write(stage, history)
+            if settings.keep_best and stage == "finetune":
+                self._keep_best(network, trained, history)
+
+        return train(
             self.accelerator,
-            network.to(memory_format=self.format),
+            network,
             (make_loader(self.data.train, self.recipe.data, True, settings.batch_size), self.test),
-            self.data.classes,
+            self.task,
             settings,
-            self._state(stage, seed),
+            state,
             teacher=teacher,
             blocks=blocks,
-            memory_format=self.format,
+            execution=self.execution,
             seed=seed,
             label=label,
+            reached=reached,
         )
-        return network.to(memory_format=torch.contiguous_format), curve
 
-    def _state(self, stage: str, seed: int) -> TrainingState:
+    def _keep_best(self, network: nn.Module, trained: nn.Module, history: History) -> None:
+        """Write best.safetensors where the last epoch is the best so far."""
+        found = [row["accuracy"] for row in history]
+        if found[-1] > max(found[:-1], default=-1.0) and self.accelerator.is_main_process:
+            best = copy.deepcopy(network)
+            best.load_state_dict(trained.state_dict())
+            surgery.save(best, self.output / "best.safetensors", preprocessing=_preprocessing(self))
+
+    def _state(self, stage: str, seed: int, settings: TrainSettings) -> TrainingState:
         """The state of one training, tied to the settings that decide its outcome."""
         recipe = asdict(self.recipe)
         parts: tuple[str, ...] = ("precision", "data", "model", "baseline")
         if stage != "baseline":
             parts += ("surgery", "finetune")
-        return TrainingState(self.output / "state" / stage, {"seed": seed} | {part: recipe[part] for part in parts})
+        decisive = {"seed": seed} | {part: recipe[part] for part in parts}
+        return TrainingState(self.output / "state" / stage, decisive, settings.keep)
 
 
 def run(recipe: Recipe) -> list[Measured]:
@@ -93,14 +149,18 @@ def run(recipe: Recipe) -> list[Measured]:
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
+    check_tracker(recipe.track)
     output, data = Path(recipe.output), open_data(recipe.data)
-    accelerator = Accelerator(mixed_precision=recipe.precision)
+    accelerator = Accelerator(mixed_precision=recipe.precision, log_with=recipe.track, project_dir=output)
     if accelerator.is_main_process:
         if recipe.fresh and output.exists():
             _clear(output)
         output.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
-    job = Job(recipe, output, accelerator, data, make_loader(data.test, recipe.data, training=False))
+    task = make_task(recipe, data)
+    log = Log(accelerator, recipe, output / "log.csv")
+    test = make_loader(data.test, recipe.data, training=False)
+    job = Job(recipe, output, accelerator, data, test, task, Outcome(task.metric), log)
     original = _original(job, recipe.seed)
     job.measure("original", original)
     first = _recover(job, original, recipe.seed)
@@ -111,13 +171,22 @@ def run(recipe: Recipe) -> list[Measured]:
     if job.accelerator.is_main_process:
         _write(job, first)
     job.accelerator.wait_for_everyone()
+    job.accelerator.end_training()
     return job.outcome.rows
+
+
+def make_task(recipe: Recipe, data: DataSet) -> Task:
+    """What networks are trained for on such data."""
+    if not recipe.data.segments:
+        return Classifying(data.classes)
+    wanted = recipe.segmentation
+    return Segmenting(wanted.auxiliary_weight, View(wanted.window, wanted.overlap, wanted.flip))
 
 
 def _clear(output: Path) -> None:
     """Remove what earlier runs of a job left, and nothing else."""
     shutil.rmtree(output / "state", ignore_errors=True)
-    for name in ("baseline.safetensors", "m.safetensors", "results.json", "curve.png"):
+    for name in ("baseline.safetensors", "m.safetensors", "best.safetensors", "results.json", "log.csv", "curve.png"):
         (output / name).unlink(missing_ok=True)
 
 
@@ -162,15 +231,16 @@ def _recover(job: Job, original: nn.Module, seed: int) -> nn.Module:
 
 
 def _blocks(job: Job, converted: nn.Module, original: nn.Module) -> list[str]:
-    size = job.recipe.data.image_size
     device = job.accelerator.device
-    return common_blocks(converted.to(device), original.to(device), torch.zeros(2, 3, size, size, device=device))
+    return common_blocks(converted.to(device), original.to(device), torch.zeros(2, *job.image_size, device=device))
 
 
 def _converted(job: Job, original: nn.Module, seed: int) -> nn.Module:
     recipe, wanted = job.recipe, job.recipe.surgery
     arguments = {"zeta": wanted.zeta, "mode": wanted.mode, **wanted.options}
     arguments |= {"method": wanted.method, "strict": True, "match": wanted.match}
+    if recipe.data.segments:
+        arguments = {"input_size": job.image_size} | arguments
     if seed == recipe.seed or not wanted.calibrate:
         converted = surgery.convert(original, **arguments)
     if seed == recipe.seed:
@@ -188,7 +258,7 @@ def _write(job: Job, tuned: nn.Module) -> None:
     path, outcome = job.output / "m.safetensors", job.outcome
     surgery.save(tuned, path, preprocessing=_preprocessing(job))
     same = _same_logits(job, tuned, surgery.load(path, job.accelerator.device))
-    plot_curves(job.output / "curve.png", outcome.curves, outcome.rows[:2])
+    plot_curves(job.output / "curve.png", outcome.metric, outcome.curves, outcome.rows[:2])
     outcome.write_json(job.output / "results.json", recipe=job.recipe.to_dict(), reloaded_identical=same)
     job.say("\n" + outcome.table())
     job.say(f"\n{path} reloaded: logits {'identical' if same else 'DIFFERENT'} on {len(job.data.test)} test images")  # type: ignore[arg-type]
@@ -198,9 +268,11 @@ def _write(job: Job, tuned: nn.Module) -> None:
 
 
 def _preprocessing(job: Job) -> Preprocessing:
-    data = job.recipe.data
-    size = (3, data.image_size, data.image_size)
-    return Preprocessing(size, data.mean, data.std, data.crop_pct, data.interpolation, job.data.names)
+    data, known = job.recipe.data, job.data
+    form = {"ignore": data.ignore, "colours": known.colours} if data.segments else {}
+    return Preprocessing(
+        job.image_size, data.mean, data.std, data.crop_pct, data.interpolation, known.names, **cast(Any, form)
+    )
 
 
 def _same_logits(job: Job, one: nn.Module, two: nn.Module) -> bool:

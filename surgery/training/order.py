@@ -30,8 +30,15 @@ class EpochSampler(Sampler[int]):
     def __len__(self) -> int:
         return self.length - self.first
 
+    def batch(self, epoch: int, number: int) -> list[int]:
+        """Indices of the images in one batch of an epoch."""
+        return self._order(epoch)[number * self.batch_size : (number + 1) * self.batch_size].tolist()
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, epoch)).permutation(self.length)
+
     def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        order = self._order(self.epoch)
         pass_number = self.seed * EPOCHS + self.epoch
         return (pass_number * self.length + int(index) for index in order[self.first :])
 

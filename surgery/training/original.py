@@ -15,7 +15,7 @@ def make_original(recipe: Recipe, classes: int, *, download: bool = True) -> nn.
         download: whether pretrained weights may be fetched; without, the network has none in particular.
 
     Raises:
-        RecipeError: it does not give one logit for each class.
+        RecipeError: it does not give one logit for each class, of an image or of every pixel.
         SurgeryError: it cannot be made.
     """
     model = recipe.model
@@ -26,7 +26,8 @@ def make_original(recipe: Recipe, classes: int, *, download: bool = True) -> nn.
     size = recipe.data.image_size
     with torch.no_grad():
         output = network.eval()(torch.zeros(1, 3, size, size))
-    if not isinstance(output, torch.Tensor) or output.shape != (1, classes):
+    wanted = (1, classes, size, size) if recipe.data.segments else (1, classes)
+    if not isinstance(output, torch.Tensor) or output.shape != wanted:
         found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise RecipeError(
             f"model {model.checkpoint or model.name} gives {found} for one image, data {recipe.data.name} has "

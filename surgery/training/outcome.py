@@ -21,7 +21,7 @@ History = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Measured:
-    """One row of the table: top-1 accuracies in percent, one for each seed, MACs for one image, parameters."""
+    """One row of the table: accuracies in percent, one for each seed, MACs for one image, parameters."""
 
     stage: str
     accuracies: tuple[float, ...]
@@ -44,9 +44,13 @@ class Measured:
 
 
 class Outcome:
-    """What a job has measured so far: accuracies by stage, and the curve of every training, seed after seed."""
+    """What a job has measured so far: accuracies by stage, and the curve of every training, seed after seed.
 
-    def __init__(self) -> None:
+    ``metric`` says what accuracies are: top-1 accuracy, mIoU.
+    """
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
         self.curves: dict[str, list[History]] = {}
         self._rows: dict[str, Measured] = {}
 
@@ -66,16 +70,18 @@ class Outcome:
     def table(self) -> str:
         """What a job prints at its end."""
         cells = [(r.stage, str(r), si(r.macs), si(r.params)) for r in self.rows]
-        return table(("", "accuracy", "MACs", "params"), cells, right=(1, 2, 3))
+        return table(("", self.metric, "MACs", "params"), cells, right=(1, 2, 3))
 
     def write_json(self, path: Path, **more: Any) -> None:
         """Rows and curves as JSON, with whatever else the job wants kept."""
         rows = [asdict(row) | {"accuracy": row.accuracy, "deviation": row.deviation} for row in self.rows]
-        write_atomically(path, json.dumps({"rows": rows, "curves": self.curves, **more}, indent=1).encode())
+        write_atomically(
+            path, json.dumps({"metric": self.metric, "rows": rows, "curves": self.curves, **more}, indent=1).encode()
+        )
 
 
-def plot_curves(path: Path, curves: dict[str, list[History]], lines: Iterable[Measured] = ()) -> None:
-    """Accuracy against epochs to a PNG: means over the seeds, with the range of all as a band; some rows as lines."""
+def plot_curves(path: Path, metric: str, curves: dict[str, list[History]], lines: Iterable[Measured] = ()) -> None:
+    """The metric against epochs to a PNG: means over the seeds, with the range of all as a band; some rows as lines."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -90,7 +96,7 @@ def plot_curves(path: Path, curves: dict[str, list[History]], lines: Iterable[Me
         )
     for row, style in zip(lines, itertools.cycle(("--", ":", "-."))):
         axes.axhline(row.accuracy, linestyle=style, color="grey", label=f"{row.stage}: {row.accuracy:.1f} %")
-    axes.set(xlabel="epoch", ylabel="top-1 accuracy (%)")
+    axes.set(xlabel="epoch", ylabel=f"{metric} (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()

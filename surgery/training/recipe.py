@@ -11,6 +11,10 @@ from typing import Any
 import yaml
 
 from surgery.errors import check_choice
+from surgery.segmentation import View
+
+TRACKERS = ("tensorboard", "wandb", "mlflow")
+SEGMENTATION = ("cityscapes", "segmentation_folder")
 
 
 class RecipeError(ValueError):
@@ -27,13 +31,18 @@ def check_key(key: str, value: str, accepted: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """``name`` of a data set (digits, cifar10, cifar100, imagenet, folder), image and batch size, augmentation.
+    """``name`` of a data set (digits, cifar10, cifar100, imagenet, folder, cityscapes, segmentation_folder), image and
+    batch size, augmentation.
 
     ``root`` is the folder that holds the data set's (default: the variable SURGERY_DATA); for ``folder`` it is the
     folder itself. Where that has no parts for training and for testing, ``holdout`` of its images judge. Training
     images are cropped at random: with ``padding``, to their size from the image with that many black pixels around;
     without, by timm's random resized crop to a share of the area within ``scale``. Test images are scaled so that their
     centre crop is ``crop_pct`` of the shorter side. ``mean`` and ``std`` are of pixels from 0 to 1.
+
+    Images with label maps are for training enlarged by a factor within ``scale`` and cropped at random, with black and
+    unlabelled pixels around where they are smaller; for testing they are left as they are. ``classes`` is their number
+    in a user's label maps, ``ignore`` the value of pixels without a class, besides 255.
     """
 
     name: str = "digits"
@@ -50,6 +59,13 @@ class DataSettings:
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    classes: int | None = None
+    ignore: int | None = None
+
+    @property
+    def segments(self) -> bool:
+        """Whether labels are maps."""
+        return self.name in SEGMENTATION
 
     def check(self) -> None:
         """Raise RecipeError for what cannot be."""
@@ -60,6 +76,30 @@ class DataSettings:
         if not 0 < self.crop_pct <= 1:
             raise RecipeError(f"data.crop_pct={self.crop_pct}: a share above 0 is needed, at most 1")
         check_key("data.interpolation", self.interpolation, ("bilinear", "bicubic"))
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise RecipeError(f"data.scale={list(self.scale)}: the smallest, above 0, and the largest are needed")
+        if self.classes is not None and self.classes < 2:
+            raise RecipeError(f"data.classes={self.classes}: at least 2 are needed")
+        if self.segments:
+            for key, plain in (("padding", 0), ("holdout", 0.0), ("crop_pct", 1.0)):
+                if getattr(self, key) != plain:
+                    raise RecipeError(
+                        f"data.{key}={getattr(self, key)}: not for data.name={self.name}; it is {plain} there"
+                    )
+
+
+@dataclass(frozen=True)
+class SegmentationSettings:
+    """For images with label maps: the auxiliary head's share of the loss, and how test images are looked at.
+
+    ``window`` is the side of the windows that cover an image, each by a share ``overlap`` over the one before; 0 is the
+    whole image at once. With ``flip`` its mirror image is looked at too.
+    """
+
+    auxiliary_weight: float = 0.4
+    window: int = 0
+    overlap: float = 1 / 3
+    flip: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,8 +133,9 @@ class TrainSettings:
     """One training: timm's optimiser and scheduler by name, mixup, EMA, and distillation from the original.
 
     ``batch_size`` is ``data.batch_size`` where it is not given; for each process. ``weight_decay`` spares biases and
-    norms unless ``decay_all``.
-    A state to resume from is written every ``save_minutes`` and after each epoch.
+    norms unless ``decay_all``; ``power`` is that of the poly scheduler. ``accumulate`` batches make one step.
+    A state to resume from is written every ``save_minutes`` and after each epoch; the last ``keep`` of them stay. With
+    ``keep_best`` the network of the best epoch is written beside, to best.safetensors.
     ``distill_weight`` is the share of the loss that comes from the teacher's logits (0: labels only), ``block_weight``
     what is added of the error of the converted blocks' outputs (as a share of their variance). A baseline of 0
     epochs leaves the original as it was initialised, so that the fine-tuning is a training from scratch; a fine-tuning
@@ -103,24 +144,28 @@ class TrainSettings:
 
     epochs: int = 10
     batch_size: int | None = None
+    accumulate: int = 1
     optimizer: str = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.05
     decay_all: bool = False
     scheduler: str = "cosine"
+    power: float = 0.9
     warmup_epochs: int = 1
     smoothing: float = 0.0
     mixup: float = 0.0
     ema_decay: float = 0.0
     clip_grad: float = 0.0
     save_minutes: float = 10.0
+    keep: int = 1
+    keep_best: bool = False
     distill_weight: float = 0.0
     temperature: float = 1.0
     block_weight: float = 0.0
 
     def check(self, name: str) -> None:
         """Raise RecipeError for what cannot be, under the name of the group that holds it."""
-        for key, least in (("epochs", 0), ("batch_size", 2), ("block_weight", 0)):
+        for key, least in (("epochs", 0), ("batch_size", 2), ("accumulate", 1), ("keep", 1), ("block_weight", 0)):
             value = getattr(self, key)
             if value is not None and value < least:
                 raise RecipeError(f"{name}.{key}={value}: at least {least} is needed")
@@ -141,6 +186,10 @@ class TrainSettings:
 class Recipe:
     """A whole job. ``output`` is its folder, ``fresh`` starts over, ``precision`` is Accelerate's (no, fp16, bf16),
     ``channels_last`` the memory format of networks and images (faster on most machines), ``threads`` torch's.
+    ``sync_bn`` lets the GPUs of a job share BatchNorm's statistics, ``compile`` trains through torch.compile,
+    ``checkpoint_activations`` computes activations twice instead of keeping them (timm's grad_checkpointing), and
+    ``track`` reports to tensorboard, wandb or mlflow besides the CSV file.
+    With ``find_batch_size`` a batch that does not fit is halved, and ``accumulate`` doubled, until it does.
 
     The original is ``model``, trained by ``baseline`` first where that is given and there is no checkpoint.
     With ``seeds`` above 1 calibration and fine-tuning are repeated from ``seed``, ``seed`` + 1, … and reported as mean
@@ -154,12 +203,18 @@ class Recipe:
     precision: str = "no"
     channels_last: bool = False
     threads: int = 0
+    sync_bn: bool = False
+    compile: bool = False
+    checkpoint_activations: bool = False
+    find_batch_size: bool = False
+    track: str | None = None
     fresh: bool = False
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     baseline: TrainSettings = field(default_factory=lambda: TrainSettings(epochs=0))
     surgery: SurgerySettings = field(default_factory=SurgerySettings)
     finetune: TrainSettings = field(default_factory=TrainSettings)
+    segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -173,6 +228,23 @@ class Recipe:
                 raise RecipeError(f"baseline.{key}: the baseline has no teacher; 0 is needed")
         self.data.check()
         check_key("precision", self.precision, ("no", "fp16", "bf16"))
+        if self.track is not None:
+            check_key("track", self.track, TRACKERS)
+        if self.compile and self.finetune.block_weight:
+            raise RecipeError(
+                "compile=true: what blocks give cannot be seen in a compiled network; finetune.block_weight=0"
+            )
+        if self.data.segments:
+            self._check_segmentation()
+
+    def _check_segmentation(self) -> None:
+        try:
+            View(self.segmentation.window, self.segmentation.overlap, self.segmentation.flip)
+        except ValueError as error:
+            raise RecipeError(f"segmentation: {error}") from None
+        for name, settings in (("baseline", self.baseline), ("finetune", self.finetune)):
+            if settings.mixup:
+                raise RecipeError(f"{name}.mixup={settings.mixup}: not for label maps; 0 is needed")
 
     @property
     def from_scratch(self) -> bool:

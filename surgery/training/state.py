@@ -27,11 +27,23 @@ class Progress:
 class TrainingState:
     """States of one training under a folder: ``EPOCH-STEP/`` each, and ``state.json``, which names the valid one."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self.folder, self.settings = folder, json.loads(json.dumps(settings))
+    def __init__(self, folder: Path, settings: dict[str, Any], keep: int = 1) -> None:
+        self.folder, self.settings, self.keep = folder, json.loads(json.dumps(settings)), keep
+
+    def fitting_batch(self, size: int, accumulate: int) -> dict[str, int]:
+        """``batch_size`` and ``accumulate`` that an earlier run found to fit, else these."""
+        path = self.folder / "batch.json"
+        return json.loads(path.read_text()) if path.exists() else {"batch_size": size, "accumulate": accumulate}
+
+    def start_over(self, size: int, accumulate: int) -> None:
+        """Remove what was learnt with another batch, and remember this one."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        content = {"batch_size": size, "accumulate": accumulate}
+        write_atomically(self.folder / "batch.json", json.dumps(content).encode())
 
     def save(self, accelerator: Accelerator, ema: nn.Module | None, progress: Progress) -> None:
-        """Write the state, then point to it, then remove older ones."""
+        """Write the state, then point to it, then remove older ones but the last ``keep``."""
         target = self.folder / f"{progress.epoch:04d}-{progress.step:07d}"
         accelerator.save_state(str(target))
         if accelerator.is_main_process:
@@ -39,9 +51,8 @@ class TrainingState:
                 save_file({k: v.contiguous() for k, v in ema.state_dict().items()}, str(target / "ema.safetensors"))
             content = {"folder": target.name, "settings": self.settings, "progress": asdict(progress)}
             write_atomically(self.folder / "state.json", json.dumps(content, indent=1).encode())
-            for old in self.folder.glob("*-*/"):
-                if old != target:
-                    shutil.rmtree(old)
+            for old in sorted(self.folder.glob("*-*/"))[: -self.keep]:
+                shutil.rmtree(old)
         accelerator.wait_for_everyone()
 
     def load(self, accelerator: Accelerator, ema: nn.Module | None) -> Progress:

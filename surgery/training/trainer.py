@@ -1,58 +1,59 @@
 """One training: timm's task, optimiser, scheduler, mixup and EMA, driven by Accelerate."""
 
+import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
-from timm.data import Mixup
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from accelerate.utils.memory import should_reduce_batch_size
+from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from timm.task import ClassificationTask, TrainingTask
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
-from surgery.training.block_distillation import BlockDistillationTask
+from surgery.training.non_finite import NonFiniteLossError, first_non_finite
 from surgery.training.order import EpochSampler
-from surgery.training.recipe import TrainSettings
+from surgery.training.recipe import RecipeError, TrainSettings
 from surgery.training.state import Progress, TrainingState
+from surgery.training.task import Task
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; training stopped at that step."""
+class BatchTooLargeError(RuntimeError):
+    """A step needs more memory than there is."""
 
 
-def evaluate(accelerator: Accelerator, model: nn.Module, loader: DataLoader, classes: int) -> float:
-    """Top-1 accuracy in percent, exact on any number of processes."""
-    metric = MulticlassAccuracy(classes, average="micro").to(accelerator.device)
-    model.eval()
-    with torch.inference_mode():
-        for images, labels in loader:
-            logits, truth = accelerator.gather_for_metrics((model(images.to(accelerator.device)), labels))
-            metric.update(logits, truth.to(accelerator.device))
-    return 100 * metric.compute().item()
+@dataclass(frozen=True)
+class Execution:
+    """How networks are run, which changes nothing of what they learn but rounding (keys of :class:`Recipe`)."""
+
+    memory_format: torch.memory_format = torch.preserve_format
+    sync_bn: bool = False
+    compile: bool = False
+    checkpoint_activations: bool = False
 
 
 def train(
     accelerator: Accelerator,
     model: nn.Module,
     loaders: tuple[DataLoader, DataLoader],
-    classes: int,
+    task: Task,
     settings: TrainSettings,
     state: TrainingState,
     *,
     teacher: nn.Module | None = None,
     blocks: Sequence[str] = (),
-    memory_format: torch.memory_format = torch.preserve_format,
+    execution: Execution = Execution(),
     seed: int = 0,
     label: str = "train",
+    reached: Callable[[nn.Module, list[dict[str, Any]]], None] = lambda network, history: None,
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Train ``model`` for the steps that its state lacks.
 
@@ -60,33 +61,50 @@ def train(
     index), so what is resumed, at whatever step, goes on as it would have.
 
     Args:
+        model: it is given the trained weights only when all is done.
         loaders: of training and test images; the first is of :func:`surgery.training.data.make_loader`.
+        task: what the loss and the metric are.
         teacher: gives the logits, and the outputs of ``blocks``, that ``settings`` may ask to be matched.
+        reached: called after each epoch, and once with what a state held, with the network so far (its EMA where asked
+            for) and the rows so far.
 
     Returns:
-        The trained network (its EMA where asked for) and one row per epoch: epoch, loss, lr, accuracy (percent).
+        ``model`` in eval mode, with the trained weights (their EMA where asked for), and one row per epoch: epoch,
+        loss, lr, accuracy (the task's metric, in percent).
 
     Raises:
-        NonFiniteLossError: naming epoch and step; the last state stays on disk.
+        NonFiniteLossError: naming epoch, step, images and layer; the last state stays on disk.
+        BatchTooLargeError: naming what would need less memory.
         RecipeError: ``state`` holds a training with other settings.
     """
     order = cast(EpochSampler, loaders[0].sampler)
     order.seed = seed
-    task, optimizer = _prepare(accelerator, model, settings, teacher, blocks)
-    loader, test = (accelerator.prepare_data_loader(each) for each in loaders)
-    running = _Training(accelerator, task, optimizer, loader, order, settings, state, memory_format, seed, label)
-    ema = running.ema
-    progress = state.load(accelerator, ema)
-    while progress.epoch < settings.epochs:
-        loss = running.epoch(progress)
-        accuracy = evaluate(accelerator, ema.module if ema else task.trainable_module, test, classes)
-        lr = optimizer.param_groups[0]["lr"]
-        row = {"epoch": progress.epoch + 1, "loss": loss, "lr": lr, "accuracy": accuracy}
-        progress = Progress(progress.epoch + 1, history=[*progress.history, row])
-        state.save(accelerator, ema, progress)
-    trained = ema.module if ema else accelerator.unwrap_model(task.trainable_module, keep_fp32_wrapper=False)
-    accelerator.free_memory()
-    return trained.eval(), progress.history
+    student = _student(accelerator, model, execution)
+    training = _Training(accelerator, student, loaders, task, settings, state, teacher, blocks, execution, seed, label)
+    try:
+        history = training.run(reached)
+        model.load_state_dict(training.weights())
+    finally:
+        accelerator.free_memory()
+    return model.to(accelerator.device).eval(), history
+
+
+def _student(accelerator: Accelerator, model: nn.Module, execution: Execution) -> nn.Module:
+    """A copy to train, as it is to be run."""
+    student = copy.deepcopy(model).to(accelerator.device).to(memory_format=execution.memory_format).train()
+    if execution.checkpoint_activations:
+        if not hasattr(student, "set_grad_checkpointing"):
+            raise RecipeError(
+                f"checkpoint_activations=true: {type(model).__name__} has no set_grad_checkpointing, as timm's have"
+            )
+        cast(Any, student).set_grad_checkpointing(True)
+    if execution.sync_bn and accelerator.num_processes > 1:
+        if accelerator.device.type == "cpu":
+            raise RecipeError("sync_bn=true: torch's SyncBatchNorm needs GPUs; false is needed on CPUs")
+        student = convert_sync_batchnorm(student)
+    if execution.compile:
+        student.compile()
+    return student
 
 
 class _Training:
@@ -95,37 +113,65 @@ class _Training:
     def __init__(
         self,
         accelerator: Accelerator,
-        task: Any,
-        optimizer: torch.optim.Optimizer,
-        loader: DataLoader,
-        order: EpochSampler,
+        student: nn.Module,
+        loaders: tuple[DataLoader, DataLoader],
+        task: Task,
         settings: TrainSettings,
         state: TrainingState,
-        memory_format: torch.memory_format,
+        teacher: nn.Module | None,
+        blocks: Sequence[str],
+        execution: Execution,
         seed: int,
         label: str,
     ) -> None:
-        self.accelerator, self.task, self.optimizer, self.loader = accelerator, task, optimizer, loader
-        self.order, self.settings, self.state, self.seed, self.label = order, settings, state, seed, label
-        self.format = memory_format
-        order.begin(0)
-        self.steps = len(loader)  # of a whole epoch
+        self.accelerator, self.task, self.settings, self.state = accelerator, task, settings, state
+        self.seed, self.label, self.format = seed, label, execution.memory_format
+        self.order = cast(EpochSampler, loaders[0].sampler)
+        self.objective, self.optimizer = _prepare(accelerator, student, task, settings, teacher, blocks)
+        self.loader, self.test = (accelerator.prepare_data_loader(each) for each in loaders)
+        self.ema = self.objective.get_trainable_module(ema=True)
+        self.mixer = task.mixer(settings)
+        self.order.begin(0)
+        self.steps = len(self.loader)  # of a whole epoch
         self.scheduler = create_scheduler_v2(
-            optimizer,
+            self.optimizer,
             settings.scheduler,
             num_epochs=settings.epochs,
+            decay_rate=settings.power if settings.scheduler == "poly" else 0.1,
             warmup_epochs=settings.warmup_epochs,
             warmup_lr=settings.lr / 100,
             step_on_epochs=False,
             updates_per_epoch=self.steps,
         )[0]
-        self.ema = task.get_trainable_module(ema=True)
-        self.mixup = Mixup(mixup_alpha=settings.mixup, num_classes=_classes(task)) if settings.mixup else None
+
+    def run(self, reached: Callable[[nn.Module, list[dict[str, Any]]], None]) -> list[dict[str, Any]]:
+        """All epochs that the state lacks; returns the rows of all of them."""
+        self.accelerator.gradient_accumulation_steps = self.settings.accumulate
+        progress = self.state.load(self.accelerator, self.ema)
+        network = self.ema.module if self.ema else self.accelerator.unwrap_model(self.objective.trainable_module)
+        if progress.history:
+            reached(network, progress.history)
+        while progress.epoch < self.settings.epochs:
+            loss = self.epoch(progress)
+            judged = self.ema.module if self.ema else self.objective.trainable_module
+            accuracy = self.task.evaluate(self.accelerator, judged, self.test)
+            lr = self.optimizer.param_groups[0]["lr"]
+            row = {"epoch": progress.epoch + 1, "loss": loss, "lr": lr, "accuracy": accuracy}
+            progress = Progress(progress.epoch + 1, history=[*progress.history, row])
+            self.state.save(self.accelerator, self.ema, progress)
+            reached(network, progress.history)
+        return progress.history
+
+    def weights(self) -> dict[str, Tensor]:
+        """Of the network so far, or of its EMA, whole on every process."""
+        if self.ema:
+            return self.ema.module.state_dict()
+        return self.accelerator.get_state_dict(self.objective.trainable_module)
 
     def epoch(self, progress: Progress) -> float:
         """The rest of an epoch; returns the mean loss of all of it."""
         self.order.begin(progress.epoch, progress.step * self._images_per_step())
-        self.task.train()
+        self.objective.train()
         title = f"{self.label} {progress.epoch + 1}/{self.settings.epochs}"
         total, saved = progress.loss, time.monotonic()
         hidden = not self.accelerator.is_local_main_process
@@ -134,16 +180,14 @@ class _Training:
             for step, (images, labels) in enumerate(self.loader, progress.step):
                 _seed_step(self.seed, progress.epoch, step, self.accelerator.process_index)
                 images = images.to(self.accelerator.device, memory_format=self.format)  # noqa: PLW2901
-                value = self._step(images, labels.to(self.accelerator.device))
+                value = self._affordable_step(images, labels.to(self.accelerator.device))
                 if not math.isfinite(value):
-                    raise NonFiniteLossError(
-                        f"{title}: the loss is {value} at step {step + 1}; a lower lr is the usual remedy"
-                    )
+                    raise NonFiniteLossError(self._blame(title, value, progress.epoch, step, images))
                 self.scheduler.step_update(progress.epoch * self.steps + step + 1)
                 total += value
                 bar.update()
                 bar.set_postfix(loss=f"{value:.3f}", refresh=False)
-                if self._due(saved) and step + 1 < self.steps:
+                if self.accelerator.sync_gradients and self._due(saved) and step + 1 < self.steps:
                     reached = Progress(progress.epoch, step + 1, total, progress.history)
                     self.state.save(self.accelerator, self.ema, reached)
                     saved = time.monotonic()
@@ -163,21 +207,44 @@ class _Training:
         """Of all processes together."""
         return self.order.batch_size * self.accelerator.num_processes
 
+    def _affordable_step(self, images: Tensor, labels: Tensor) -> float:
+        try:
+            return self._step(images, labels)
+        except (RuntimeError, MemoryError) as error:
+            if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+                raise
+            size = self.order.batch_size
+            raise BatchTooLargeError(
+                f"{self.label}: a batch of {size} images of {images.shape[-2]}×{images.shape[-1]} needs more memory "
+                f"than there is; batch_size={max(2, size // 2)} with accumulate={2 * self.settings.accumulate} learns "
+                "the same, find_batch_size=true finds what fits; precision=bf16, checkpoint_activations=true need less"
+            ) from error
+
     def _step(self, images: Tensor, labels: Tensor) -> float:
-        if self.mixup is not None and len(images) % 2 == 0:
-            images, labels = self.mixup(images, labels)
-        elif self.mixup is not None:
-            labels = nn.functional.one_hot(labels, _classes(self.task)).float()
-        loss = self.task(images, labels)["loss"]  # the networks are prepared to autocast; the loss itself is in float32
-        value = loss.item()
-        if math.isfinite(value):
-            self.accelerator.backward(loss)
-            if self.settings.clip_grad:
-                self.accelerator.clip_grad_norm_(self.task.trainable_module.parameters(), self.settings.clip_grad)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.task.update_ema()
+        if self.mixer is not None:
+            images, labels = self.mixer(images, labels)
+        with self.accelerator.accumulate(self.objective.trainable_module):
+            loss = self.objective(images, labels)["loss"]  # networks are prepared to autocast; the loss is in float32
+            value = loss.item()
+            if math.isfinite(value):
+                self.accelerator.backward(loss)
+                if self.settings.clip_grad and self.accelerator.sync_gradients:
+                    parameters = self.objective.trainable_module.parameters()
+                    self.accelerator.clip_grad_norm_(parameters, self.settings.clip_grad)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        if self.accelerator.sync_gradients:
+            self.objective.update_ema()
         return value
+
+    def _blame(self, title: str, value: float, epoch: int, step: int, images: Tensor) -> str:
+        number = step * self.accelerator.num_processes + self.accelerator.process_index
+        shown = ", ".join(str(index) for index in self.order.batch(epoch, number)[:8])
+        network = self.accelerator.unwrap_model(self.objective.trainable_module)
+        return (
+            f"{title}: the loss is {value} at step {step + 1} (training images {shown}, …): "
+            f"{first_non_finite(network, images)}. A lower lr or clip_grad=1 is the usual remedy"
+        )
 
 
 def _seed_step(*numbers: int) -> None:
@@ -186,49 +253,28 @@ def _seed_step(*numbers: int) -> None:
 
 def _prepare(
     accelerator: Accelerator,
-    model: nn.Module,
+    student: nn.Module,
+    task: Task,
     settings: TrainSettings,
     teacher: nn.Module | None,
     blocks: Sequence[str],
 ) -> tuple[Any, torch.optim.Optimizer]:
-    """The task, its network and optimiser on the device, wrapped for as many processes as there are."""
-    model.to(accelerator.device).train()
+    """The loss, with its network and optimiser, wrapped for as many processes as there are."""
     optimizer = create_optimizer_v2(
-        model,
+        student,
         opt=settings.optimizer,
         lr=settings.lr,
         weight_decay=settings.weight_decay,
         momentum=0.9,
         filter_bias_and_bn=not settings.decay_all,
     )
-    task = _task(accelerator, model, settings, teacher, blocks)
-    if settings.ema_decay:
-        task.setup_ema(decay=settings.ema_decay, use_warmup=True)
-    task.trainable_module, optimizer = accelerator.prepare(model, optimizer)
-    return task, optimizer
-
-
-def _task(
-    accelerator: Accelerator,
-    model: nn.Module,
-    settings: TrainSettings,
-    teacher: nn.Module | None,
-    blocks: Sequence[str],
-) -> TrainingTask:
-    """timm's task for the settings: with labels only, or from the teacher's logits and blocks too."""
-    criterion = SoftTargetCrossEntropy() if settings.mixup else LabelSmoothingCrossEntropy(settings.smoothing)
-    common: dict[str, Any] = {"criterion": criterion, "device": accelerator.device, "verbose": False}
+    objective: Any
     if teacher is None or not settings.distills:
-        return ClassificationTask(model, **common)
-    common |= {
-        "task_loss_weight": 1 - settings.distill_weight,
-        "distill_loss_weight": settings.distill_weight,
-        "temperature": settings.temperature,
-    }
-    teacher = accelerator.prepare_model(teacher.eval().requires_grad_(False), evaluation_mode=True)
-    return BlockDistillationTask(model, teacher, blocks=blocks, block_weight=settings.block_weight, **common)
-
-
-def _classes(task: Any) -> int:
-    last = [m for m in task.trainable_module.modules() if isinstance(m, nn.Linear)][-1]
-    return int(last.out_features)
+        objective = task.objective(student, settings, accelerator)
+    else:
+        teacher = accelerator.prepare_model(teacher.eval().requires_grad_(False), evaluation_mode=True)
+        objective = task.distillation(student, teacher, blocks, settings, accelerator)
+    if settings.ema_decay:
+        objective.setup_ema(decay=settings.ema_decay, use_warmup=True)
+    objective.trainable_module, optimizer = accelerator.prepare(student, optimizer)
+    return objective, optimizer

@@ -11,8 +11,8 @@ import finetune
 import surgery
 from surgery.training import load_recipe, run
 from surgery.training import trainer as trainer_module
+from surgery.training.non_finite import NonFiniteLossError
 from surgery.training.recipe import RecipeError
-from surgery.training.trainer import NonFiniteLossError
 
 SMALL = [
     "model.kwargs={num_classes: 10, channels: [8, 16, 32, 32], layers: [1, 1, 1, 1]}",

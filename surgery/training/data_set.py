@@ -1,0 +1,47 @@
+"""What a data set is to a recipe, and where its files are."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch.utils.data import Dataset
+
+from surgery.training.recipe import DataSettings, RecipeError
+
+DATA_VARIABLE = "SURGERY_DATA"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Training and test images, (PIL, label) or (PIL, label map), and the number of classes.
+
+    Attributes:
+        names: of the classes, where they have some.
+        colours: of the classes in label maps, where they have some: ``#rrggbb``.
+    """
+
+    train: Dataset
+    test: Dataset
+    classes: int
+    names: tuple[str, ...] = ()
+    colours: tuple[str, ...] = ()
+
+
+def data_folder(settings: DataSettings, name: str, parts: Sequence[str]) -> Path:
+    """The folder ``name`` below ``data.root`` (or SURGERY_DATA), or that folder itself, with ``parts`` in it.
+
+    Raises:
+        RecipeError: no folder is given, or it lacks a part; says how it should be laid out.
+    """
+    root = settings.root or os.environ.get(DATA_VARIABLE)
+    layout = f"{name}/{{{','.join(parts)}}}/…"
+    if not root:
+        raise RecipeError(
+            f"data.name={name} is read from files: set data.root, or {DATA_VARIABLE}, to where {layout} is"
+        )
+    for folder in (Path(root) / name, Path(root)):
+        if all((folder / part).is_dir() for part in parts):
+            return folder
+    source = "data.root" if settings.root else DATA_VARIABLE
+    raise RecipeError(f"{source}={root}: there is no {layout} in it")

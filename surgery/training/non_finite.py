@@ -1,0 +1,40 @@
+"""Where a NaN or an infinity came from."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; training stopped at that step."""
+
+
+def first_non_finite(model: nn.Module, images: Tensor) -> str:
+    """In words, the first place of a forward on ``images`` that holds a NaN or an infinity.
+
+    Parameters come first: one that is not finite was made so by an earlier step.
+    """
+    if not torch.isfinite(images).all():
+        return "the images themselves are not finite"
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return f"the parameter {name} is not finite since an earlier step"
+    found: list[str] = []
+
+    def look(name: str) -> Any:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            if not found and isinstance(output, Tensor) and not torch.isfinite(output).all():
+                found.append(f"{name} ({type(module).__name__}) is the first layer whose output is not finite")
+
+        return hook
+
+    leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
+    handles = [module.register_forward_hook(look(name)) for name, module in leaves]
+    try:
+        with torch.no_grad():
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else "every layer's output is finite; the loss itself is not"

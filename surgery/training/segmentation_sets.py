@@ -1,0 +1,87 @@
+"""Data sets of images with label maps: a user's folders, Cityscapes."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.datasets import Cityscapes
+
+from surgery.image_files import open_image
+from surgery.label_maps import UNLABELLED, Labelling, pairs_below
+from surgery.segmentation import check_same_size
+from surgery.training.data_set import DATA_VARIABLE, DataSet, data_folder
+from surgery.training.recipe import DataSettings, RecipeError
+
+
+class LabelledImages(Dataset):
+    """Files of images and of their label maps; ``transform`` takes an image (PIL) and its labels, uint8 (H, W)."""
+
+    def __init__(self, pairs: Sequence[tuple[Path, Path]], labelling: Labelling) -> None:
+        self.pairs, self.labelling = list(pairs), labelling
+        self.transform: Callable[[Image.Image, Tensor], object] | None = None
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> object:
+        path, mask = self.pairs[index]
+        image, labels = open_image(path), self.labelling.read(mask)
+        check_same_size(path, (image.height, image.width), labels)
+        return (image, labels) if self.transform is None else self.transform(image, labels)
+
+
+def segmentation_folder(settings: DataSettings) -> DataSet:
+    """A user's images and label maps: ``{train,val}/{images,masks}/NAME.*`` (or test in place of val).
+
+    Label maps hold the numbers of ``data.classes`` classes; ``data.ignore``, and 255, stand for no class.
+    """
+    root = Path(settings.root or os.environ.get(DATA_VARIABLE, ""))
+    test = next((name for name in ("val", "test") if (root / name).is_dir()), None)
+    if not (settings.root or os.environ.get(DATA_VARIABLE)) or test is None or not (root / "train").is_dir():
+        raise RecipeError(f"data.root={settings.root}: a folder with {{train,val}}/{{images,masks}}/NAME.* is needed")
+    if settings.classes is None:
+        raise RecipeError("data.classes: the number of classes in the label maps is needed")
+    labelling = Labelling(settings.classes, settings.ignore)
+    try:
+        parts = [LabelledImages(pairs_below(root / part), labelling) for part in ("train", test)]
+    except FileNotFoundError as error:
+        raise RecipeError(f"data.root={root}: {error}") from None
+    return DataSet(parts[0], parts[1], settings.classes)
+
+
+CITIES = [each for each in Cityscapes.classes if 0 <= each.train_id < UNLABELLED]
+
+
+def cityscapes(settings: DataSettings) -> DataSet:
+    """Cityscapes' finely labelled images as they are unpacked: ``leftImg8bit/{train,val}/CITY/*_leftImg8bit.png`` and
+    ``gtFine/{train,val}/CITY/*_gtFine_labelIds.png``; the 19 classes that its benchmark judges.
+    """
+    root = data_folder(settings, "cityscapes", ("leftImg8bit", "gtFine"))
+    labelling = Labelling(len(CITIES), renumbered={each.id: _train_id(each) for each in Cityscapes.classes})
+    parts = [LabelledImages(_cityscapes_pairs(root, part), labelling) for part in ("train", "val")]
+    names = tuple(each.name for each in CITIES)
+    colours = tuple("#{:02x}{:02x}{:02x}".format(*each.color) for each in CITIES)
+    return DataSet(parts[0], parts[1], len(CITIES), names, colours)
+
+
+def _train_id(known: Any) -> int:
+    return known.train_id if 0 <= known.train_id < UNLABELLED else UNLABELLED
+
+
+def _cityscapes_pairs(root: Path, part: str) -> list[tuple[Path, Path]]:
+    """torchvision's list of files, after a look at what it takes for granted."""
+    for kind in ("leftImg8bit", "gtFine"):
+        if not (root / kind / part).is_dir():
+            raise RecipeError(f"{root} lacks {kind}/{part}/CITY/*.png: unpack {kind}_trainvaltest.zip there")
+    known = Cityscapes(str(root), split=part, mode="fine", target_type="semantic")
+    pairs = [(Path(image), Path(target[0])) for image, target in zip(known.images, known.targets, strict=True)]
+    if not pairs:
+        raise RecipeError(f"{root / 'leftImg8bit' / part} has no image CITY/*_leftImg8bit.png")
+    for image, mask in pairs:
+        if not mask.is_file():
+            raise RecipeError(f"{image} has no label map {mask}")
+    return sorted(pairs)
