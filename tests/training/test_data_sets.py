@@ -22,6 +22,10 @@ def cifar(folder, size=32, classes=10, suffix="png"):
     return folder
 
 
+def replaced(path, old, new):
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
 def test_cifar_from_a_folder(tmp_path, monkeypatch):
     cifar(tmp_path)
     data = open_data(DataSettings(root=str(tmp_path), **SETTINGS))
@@ -56,6 +60,10 @@ def test_batches_are_augmented_normalised_and_for_calibration_plain(tmp_path):
         (lambda folder: cifar(folder, size=16), "16×16, 32×32 is needed"),
         (
             lambda folder: (cifar(folder) / "cifar10/test/class0/1.png").write_text("no"),
+            r"1\.png. is no image that can be read",
+        ),
+        (
+            lambda folder: replaced(cifar(folder) / "cifar10/test/class0/1.png", b"IDAT", b"IDBT"),
             r"1\.png. is no image that can be read",
         ),
     ],
