@@ -31,8 +31,8 @@ def check_key(key: str, value: str, accepted: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """``name`` of a data set (digits, cifar10, cifar100, imagenet, folder, cityscapes, segmentation_folder), image and
-    batch size, augmentation.
+    """``name`` of a data set (digits, cifar10, cifar100, imagenet, folder, shards, torch/NAME, hfds/NAME; cityscapes,
+    segmentation_folder), image and batch size, augmentation.
 
     ``root`` is the folder that holds the data set's (default: the variable SURGERY_DATA); for ``folder`` it is the
     folder itself. Where that has no parts for training and for testing, ``holdout`` of its images judge. Training
@@ -40,9 +40,14 @@ class DataSettings:
     without, by timm's random resized crop to a share of the area within ``scale``. Test images are scaled so that their
     centre crop is ``crop_pct`` of the shorter side. ``mean`` and ``std`` are of pixels from 0 to 1.
 
+    ``torch/NAME`` is a data set of torchvision below ``root``, ``hfds/NAME`` one of Hugging Face, a local folder or one
+    already in that library's cache (``root``, where given, is that cache). ``splits`` names their parts for training
+    and for testing, ``columns`` the Hugging Face set's with images and labels. ``shards`` are tar files,
+    ``{train,val}/*.tar``. ``classes`` is their number where the data set does not say.
+
     Images with label maps are for training enlarged by a factor within ``scale`` and cropped at random, with black and
-    unlabelled pixels around where they are smaller; for testing they are left as they are. ``classes`` is their number
-    in a user's label maps, ``ignore`` the value of pixels without a class, besides 255.
+    unlabelled pixels around where they are smaller; for testing they are left as they are. ``ignore`` is the
+    value of pixels without a class, besides 255.
     """
 
     name: str = "digits"
@@ -60,6 +65,8 @@ class DataSettings:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     classes: int | None = None
+    splits: tuple[str, str] = ("train", "validation")
+    columns: tuple[str, str] = ("image", "label")
     ignore: int | None = None
 
     @property
@@ -308,7 +315,7 @@ def _checked(hint: Any, value: Any, key: str) -> Any:
         if kind is float and isinstance(value, str) and _is_number(value):
             return float(value)  # YAML reads 1e-3 as a string
         if kind is tuple and isinstance(value, list) and len(value) == len(typing.get_args(option)):
-            return tuple(_checked(float, item, key) for item in value)
+            return tuple(_checked(of, item, key) for of, item in zip(typing.get_args(option), value, strict=True))
         if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
             return value
     raise RecipeError(f"{key}={value!r}: {getattr(hint, '__name__', hint)} is needed, not {type(value).__name__}")
