@@ -45,3 +45,13 @@ def data_folder(settings: DataSettings, name: str, parts: Sequence[str]) -> Path
             return folder
     source = "data.root" if settings.root else DATA_VARIABLE
     raise RecipeError(f"{source}={root}: there is no {layout} in it")
+
+
+def data_root(settings: DataSettings) -> Path:
+    """The folder ``data.root`` (or SURGERY_DATA); raises RecipeError where none is given, or it is none."""
+    root = settings.root or os.environ.get(DATA_VARIABLE)
+    if not root:
+        raise RecipeError(f"data.name={settings.name} is read from files: set data.root, or {DATA_VARIABLE}")
+    if not Path(root).is_dir():
+        raise RecipeError(f"{'data.root' if settings.root else DATA_VARIABLE}={root} is no folder")
+    return Path(root)

@@ -17,6 +17,7 @@ from surgery.image_files import open_image
 from surgery.training.data_set import DATA_VARIABLE, DataSet, data_folder
 from surgery.training.recipe import DataSettings, RecipeError, check_key
 from surgery.training.segmentation_sets import cityscapes, segmentation_folder
+from surgery.training.shards import shards
 
 
 class Images(Dataset):
@@ -112,6 +113,7 @@ DATA_SETS: dict[str, Callable[[DataSettings], DataSet]] = {
     "folder": folder,
     "cityscapes": cityscapes,
     "segmentation_folder": segmentation_folder,
+    "shards": shards,
 }
 
 
