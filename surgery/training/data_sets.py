@@ -18,6 +18,7 @@ from surgery.training.data_set import DATA_VARIABLE, DataSet, data_folder
 from surgery.training.recipe import DataSettings, RecipeError, check_key
 from surgery.training.segmentation_sets import cityscapes, segmentation_folder
 from surgery.training.shards import shards
+from surgery.training.timm_sets import hugging_face_set, torch_set
 
 
 class Images(Dataset):
@@ -115,11 +116,15 @@ DATA_SETS: dict[str, Callable[[DataSettings], DataSet]] = {
     "segmentation_folder": segmentation_folder,
     "shards": shards,
 }
+NAMED_SETS = {"torch": torch_set, "hfds": hugging_face_set}
 
 
 def open_data(settings: DataSettings) -> DataSet:
     """The recipe's data set; raises RecipeError that lists what there is, or what is missing where."""
-    check_key("data.name", settings.name, DATA_SETS)
+    source, _, name = settings.name.partition("/")
+    if name and source in NAMED_SETS:
+        return NAMED_SETS[source](settings)
+    check_key("data.name", settings.name, [*DATA_SETS, *(f"{source}/NAME" for source in NAMED_SETS)])
     return DATA_SETS[settings.name](settings)
 
 
