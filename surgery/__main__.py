@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import surgery
+from surgery import segmentation
 from surgery.bench.command import add_options
 from surgery.bench.command import run as bench_command
 from surgery.calibration.folder import folder_batches
@@ -70,16 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     cost = commands.add_parser("cost", help="MACs, FLOPs, parameters and memory, in total and per site")
     _add_model(cost)
     cost.set_defaults(run=_cost)
-    evaluation = commands.add_parser("eval", help="accuracy on a folder of images, CLASS/*")
-    _add_model(evaluation)
-    evaluation.add_argument("data", metavar="FOLDER", help="holds CLASS/*, or val/CLASS/* or test/CLASS/*")
-    evaluation.add_argument("--batch-size", type=int, default=32, metavar="N")
-    evaluation.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load images")
-    evaluation.set_defaults(run=_eval)
-    prediction = commands.add_parser("predict", help="the five likeliest classes of images")
-    _add_model(prediction)
-    prediction.add_argument("images", metavar="IMAGE", nargs="+")
-    prediction.set_defaults(run=_predict)
+    _add_evaluation(commands.add_parser("eval", help="accuracy, or mean IoU, on a folder of images"))
+    _add_prediction(commands.add_parser("predict", help="the five likeliest classes of images, or masks as PNG files"))
     bench = commands.add_parser("bench", help="time original, converted and the floor in turn, in one process")
     _add_model(bench, many=True)
     _add_surgery(bench)
@@ -94,6 +87,35 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("name", metavar="FILE")
     check.set_defaults(run=_load_check)
     return parser
+
+
+def _add_evaluation(command: argparse.ArgumentParser) -> None:
+    _add_model(command)
+    command.add_argument(
+        "data",
+        metavar="FOLDER",
+        help="holds CLASS/* (or val/CLASS/*, test/CLASS/*); for label maps images/NAME.* and masks/NAME.* (or val/…)",
+    )
+    command.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: 32; label maps: one by one")
+    command.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load images")
+    _add_view(command)
+    command.set_defaults(run=_eval)
+
+
+def _add_prediction(command: argparse.ArgumentParser) -> None:
+    _add_model(command)
+    command.add_argument("images", metavar="IMAGE", nargs="+")
+    command.add_argument("--out", default=".", metavar="FOLDER", help="where masks go: NAME.mask.png (default: here)")
+    _add_view(command)
+    command.set_defaults(run=_predict)
+
+
+def _add_view(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--window", type=int, default=0, metavar="N", help="label maps: look at windows of N×N pixels (default: all)"
+    )
+    command.add_argument("--overlap", type=float, default=1 / 3, metavar="SHARE", help="of a window (default: 1/3)")
+    command.add_argument("--flip", action="store_true", help="label maps: look at the mirror image too")
 
 
 def _add_model(command: argparse.ArgumentParser, many: bool = False) -> None:
@@ -220,11 +242,21 @@ def _cost(given: argparse.Namespace) -> str:
 
 
 def _eval(given: argparse.Namespace) -> str:
-    return str(evaluate(_model(given), given.data, batch_size=given.batch_size, workers=given.workers))
+    model = _model(given)
+    if segmentation.segments(model):
+        return str(segmentation.evaluate(model, given.data, _view(given)))
+    return str(evaluate(model, given.data, batch_size=given.batch_size, workers=given.workers))
 
 
 def _predict(given: argparse.Namespace) -> str:
-    return prediction_table(predict(_model(given), given.images))
+    model = _model(given)
+    if segmentation.segments(model):
+        return segmentation.label_table(model, segmentation.predict(model, given.images, given.out, _view(given)))
+    return prediction_table(predict(model, given.images))
+
+
+def _view(given: argparse.Namespace) -> segmentation.View:
+    return segmentation.View(given.window, given.overlap, given.flip)
 
 
 def _bench(given: argparse.Namespace) -> str:

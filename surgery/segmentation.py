@@ -5,7 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torchmetrics.functional.classification import multiclass_confusion_matrix
@@ -14,7 +16,7 @@ from tqdm import tqdm
 from surgery.eval_mode import eval_mode
 from surgery.image_files import open_image
 from surgery.label_maps import UNLABELLED, Labelling, pairs_below, palette, write_label_map
-from surgery.preprocessing import Preprocessing, preprocessing_of
+from surgery.preprocessing import preprocessing_of
 from surgery.table import table
 
 
@@ -152,6 +154,8 @@ def evaluate(model: nn.Module, folder: str | Path, view: View = WHOLE, *, progre
             labels = Labelling(found.shape[1], known.ignore).read(mask_path)
             check_same_size(image_path, image.shape[-2:], labels)
             total = total + confusion(found, labels[None].to(device))
+    if known.classes and len(known.classes) != len(total):
+        raise ValueError(f"the model gives {len(total)} classes and was saved with {len(known.classes)} names")
     names = known.classes or tuple(str(number) for number in range(len(total)))
     each = dict(zip(names, class_ious(total).tolist(), strict=True))
     return IoU(mean_iou(total), each, len(pairs), len(pairs) / (time.perf_counter() - begin))
@@ -193,7 +197,14 @@ def _targets(paths: Iterable[str | Path], out: Path) -> dict[Path, Path]:
     return targets
 
 
-def label_table(preprocessing: Preprocessing, masks: Sequence[Path]) -> str:
-    """What :func:`predict` wrote, as text."""
-    names = f"; classes: {', '.join(preprocessing.classes)}" if preprocessing.classes else ""
-    return "\n".join(f"wrote {path}" for path in masks) + names
+def label_table(model: nn.Module, masks: Sequence[Path]) -> str:
+    """What :func:`predict` wrote, as text: a line for each mask with its classes, the commonest first."""
+    names = preprocessing_of(model).classes
+    rows = []
+    for path in masks:
+        with Image.open(path) as mask:
+            counts = torch.bincount(torch.from_numpy(np.array(mask)).flatten())
+        found = [(names[i] if names else str(i), n / counts.sum()) for i, n in enumerate(counts.tolist()) if n]
+        best = sorted(found, key=lambda item: -item[1])[:5]
+        rows.append((str(path), ", ".join(f"{name} {100 * share:.1f} %" for name, share in best)))
+    return table(("mask", "of its pixels"), rows)

@@ -37,7 +37,8 @@ class LabelledImages(Dataset):
 def segmentation_folder(settings: DataSettings) -> DataSet:
     """A user's images and label maps: ``{train,val}/{images,masks}/NAME.*`` (or test in place of val).
 
-    Label maps hold the numbers of ``data.classes`` classes; ``data.ignore``, and 255, stand for no class.
+    Label maps hold the numbers of ``data.classes`` classes; ``data.ignore``, and 255, stand for no class. A file
+    ``classes.txt`` may name them, a line each.
     """
     root = Path(settings.root or os.environ.get(DATA_VARIABLE, ""))
     test = next((name for name in ("val", "test") if (root / name).is_dir()), None)
@@ -50,7 +51,16 @@ def segmentation_folder(settings: DataSettings) -> DataSet:
         parts = [LabelledImages(pairs_below(root / part), labelling) for part in ("train", test)]
     except FileNotFoundError as error:
         raise RecipeError(f"data.root={root}: {error}") from None
-    return DataSet(parts[0], parts[1], settings.classes)
+    return DataSet(parts[0], parts[1], settings.classes, _names(root / "classes.txt", settings.classes))
+
+
+def _names(path: Path, classes: int) -> tuple[str, ...]:
+    if not path.exists():
+        return ()
+    names = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    if len(names) != classes:
+        raise RecipeError(f"{path} has {len(names)} names, data.classes={classes}: one for each is needed")
+    return names
 
 
 CITIES = [each for each in Cityscapes.classes if 0 <= each.train_id < UNLABELLED]

@@ -1,11 +1,16 @@
 """Every recipe as a user would first try it: --dry-run on a folder of the layout that its comment describes."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import finetune
+import surgery
+from surgery.__main__ import main
 from tests.training.test_recipe import RECIPES
+from tests.training.test_segmentation_sets import cityscapes, street
 
 SMALL = ["data.batch_size=4", "data.workers=0"]
 LAYOUTS = {
@@ -15,6 +20,11 @@ LAYOUTS = {
     "imagenet": ("imagenet", ("train", "val"), 1000),
     "imagenet_scratch": ("imagenet", ("train", "val"), 1000),
     "classification_folder": ("", ("train", "val"), 3),
+}
+SMALL_BACKBONE = "backbone: resnet26, width: 16, backbone_kwargs: {channels: [8, 8, 8, 8]}"
+PIXELS = {  # how files are laid out, classes
+    "segmentation_folder": (lambda root: street(street(root, "train"), "val"), 3),
+    "pspnet_cityscapes": (lambda root: cityscapes(root / "cityscapes"), 19),
 }
 
 
@@ -27,10 +37,25 @@ def lay_out(root, name, parts, classes):
             image.save(folder / "0.png")
 
 
+def pixel_settings(path, root):
+    """Settings for a small network on generated files, which it writes."""
+    write, classes = PIXELS[path.stem]
+    write(root)
+    settings = [f"data.root={root}", "data.batch_size=2", "data.workers=0", "data.image_size=32", "sync_bn=false"]
+    settings += [
+        f"model.kwargs={{num_classes: {classes}, {SMALL_BACKBONE}}}",
+        "model.pretrained=false",
+        "surgery.calibrate=4",
+    ]
+    return settings + ([f"data.classes={classes}"] if path.stem == "segmentation_folder" else [])
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_dry_run(path, tmp_path, capsys):
     settings = [f"output={tmp_path / 'out'}"]
-    if LAYOUTS[path.stem]:
+    if path.stem in PIXELS:
+        settings += pixel_settings(path, tmp_path / "data")
+    elif LAYOUTS[path.stem]:
         lay_out(tmp_path / "data", *LAYOUTS[path.stem])
         settings += [f"data.root={tmp_path / 'data'}", *SMALL]
     if path.stem == "classification_folder":
@@ -50,3 +75,31 @@ def test_a_folder_of_photographs_from_the_first_training_to_the_file(tmp_path, c
     network = "model.kwargs={num_classes: 3, channels: [8, 16, 16, 32], layers: [1, 1, 1, 1]}"
     assert finetune.main([str(recipe), f"output={tmp_path}/out", f"data.root={tmp_path}/data", *settings, network]) == 0
     assert "logits identical on 3 test images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", PIXELS)
+def test_images_with_label_maps_from_the_first_training_to_masks(name, tmp_path, capsys):
+    recipe = next(path for path in RECIPES if path.stem == name)
+    settings = [*pixel_settings(recipe, tmp_path / "data"), "baseline.epochs=1", "finetune.epochs=1", "control=true"]
+    settings += ["finetune.block_weight=1.0", "segmentation.window=24", "segmentation.flip=true"]
+    assert finetune.main([str(recipe), f"output={tmp_path}/out", *settings]) == 0
+    out = capsys.readouterr().out
+    assert "mIoU" in out
+    assert "logits identical on" in out
+    file = str(tmp_path / "out" / "m.safetensors")
+    known = surgery.load(file).surgery_preprocessing
+    assert known.size == (3, 32, 32)
+    assert len(known.colours) == (19 if name == "pspnet_cityscapes" else 0)
+    if name == "segmentation_folder":
+        assert main(["eval", file, str(tmp_path / "data"), "--window", "24", "--flip"]) == 0
+        found = capsys.readouterr().out
+        assert f"mIoU {rows(tmp_path)['after fine-tuning']:.2f} % of 3 images" in found
+    image = next((tmp_path / "data").rglob("*leftImg8bit.png" if name == "pspnet_cityscapes" else "images/0.png"))
+    assert main(["predict", file, str(image), "--out", str(tmp_path)]) == 0
+    with Image.open(image) as given, Image.open(tmp_path / f"{image.stem}.mask.png") as mask:
+        assert mask.size == given.size
+        assert mask.mode == "P"
+
+
+def rows(folder):
+    return {row["stage"]: row["accuracy"] for row in json.loads((folder / "out" / "results.json").read_text())["rows"]}

@@ -22,14 +22,6 @@ SMALL = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerate():
-    """Accelerate keeps one state per process; each test is a process of its own to it."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def recipe(output, *more):
     return load_recipe(finetune.QUICKSTART, [f"output={output}", *SMALL, *more])
 
