@@ -24,10 +24,10 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "cifar10.yaml"
 NAIVE = ["surgery.calibrate=0", "surgery.match=false"]
 LABELS = ["finetune.distill_weight=0", "finetune.block_weight=0"]
 VARIANTS: dict[str, list[str]] = {
-    "scratch": [*NAIVE, *LABELS, "control=true"],
-    "converted": [*NAIVE, *LABELS, "control=true"],
-    "calibrated": [*LABELS],
     "calibrated, distilled": ["control=true"],
+    "calibrated": [*LABELS],
+    "converted": [*NAIVE, *LABELS, "control=true"],
+    "scratch": [*NAIVE, *LABELS, "control=true"],
 }
 ALIKE = ("threads", "fresh")  # they do not change what is learnt
 COLOURS = {
