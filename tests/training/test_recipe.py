@@ -46,12 +46,34 @@ def test_overrides_are_typed():
         ("data=digits", "a group of keys is needed"),
         ("seed.x=1", "is a value, not a group"),
         ("precision=int8", "precision='int8'"),
+        ("track=comet", "track='comet': one of 'tensorboard', 'wandb', 'mlflow'"),
+        ("compile=true", r"compile=true: what blocks give.*finetune\.block_weight=0"),
+        ("finetune.keep=0", "finetune.keep=0: at least 1"),
+        ("finetune.accumulate=0", "finetune.accumulate=0: at least 1"),
+        ("data.scale=[0.5, 0.1]", r"data\.scale=\[0\.5, 0\.1\]: the smallest"),
+        ("data.classes=1", r"data\.classes=1: at least 2"),
         ("epochs", "key=value is needed"),
     ],
 )
 def test_bad_settings_name_themselves(override, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe(RECIPES[0], [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("segmentation.window=-1", "segmentation: window=-1"),
+        ("segmentation.overlap=1.0", r"segmentation: window=\d+, overlap=1\.0"),
+        ("finetune.mixup=0.2", r"finetune\.mixup=0\.2: not for label maps"),
+        ("data.padding=4", r"data\.padding=4: not for data\.name="),
+    ],
+)
+def test_what_cannot_be_with_label_maps(override, message):
+    for path in RECIPES:
+        if load_recipe(path).data.segments:
+            with pytest.raises(RecipeError, match=message):
+                load_recipe(path, [override])
 
 
 def test_files_that_are_no_recipe(tmp_path):
