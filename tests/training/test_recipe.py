@@ -47,6 +47,7 @@ def test_overrides_are_typed():
         ("seed.x=1", "is a value, not a group"),
         ("precision=int8", "precision='int8'"),
         ("epochs", "key=value is needed"),
+        ("seed=[1", "'seed=\\[1': '\\[1' is no YAML value"),
     ],
 )
 def test_bad_settings_name_themselves(override, message):
