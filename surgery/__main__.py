@@ -260,8 +260,8 @@ def _view(given: argparse.Namespace) -> segmentation.View:
 
 
 def _bench(given: argparse.Namespace) -> str:
-    if not given.names and not given.op:
-        raise ValueError("bench needs the name of a model, or --op for the operator alone")
+    if not given.names and not given.op and given.train is None:
+        raise ValueError("bench needs the name of a model, or --op for the operator alone, or --train RECIPE")
     return bench_command(given, lambda: _pairs(given), given.typed)
 
 

@@ -15,6 +15,7 @@ from surgery.bench.networks import DTYPES, LAYOUTS, MODES, Setting, bench_networ
 from surgery.bench.operator import SIZES, bench_operator
 from surgery.errors import check_choice
 
+TRAIN_OPTIONS = ("--train", "--seconds", "--record")
 Pairs = Callable[[], Iterator[tuple[str, nn.Module, nn.Module]]]
 
 
@@ -28,6 +29,11 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--layout", type=_names, default=["channels_last"], metavar="NAME,…", help=", ".join(LAYOUTS))
     command.add_argument("--run", type=_names, default=["eager"], metavar="HOW,…", dest="how", help=", ".join(MODES))
     command.add_argument("--training", action="store_true", help="a training step (SGD) instead of inference")
+    command.add_argument(
+        "--train",
+        metavar="RECIPE",
+        help="a recipe's training against a bare loop over its network; what follows are its settings, key=value",
+    )
     command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     command.add_argument("--op", action="store_true", help="the operator alone at ResNet-50's sites, against bandwidth")
     command.add_argument("--seconds", type=float, default=10.0, help="per setting (default: 10)")
@@ -40,6 +46,8 @@ def run(given: argparse.Namespace, pairs: Pairs, arguments: Sequence[str]) -> st
     if not given.seconds > 0:
         raise ValueError(f"--seconds {given.seconds}: a positive number is needed")
     _check_places(given)
+    if given.train is not None:
+        return _train(given, arguments)
     settings = list(_settings(given))
     parts = []
     if given.op:
@@ -56,6 +64,25 @@ def run(given: argparse.Namespace, pairs: Pairs, arguments: Sequence[str]) -> st
     results = "\n\n".join(parts)
     if given.plot and rows:
         write_atomically(given.plot, report.drawn(rows, Path(given.plot).suffix))
+    return _reported(given, arguments, where, results)
+
+
+def _train(given: argparse.Namespace, arguments: Sequence[str]) -> str:
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        if option.startswith("--") and not any(known.startswith(option) for known in TRAIN_OPTIONS):
+            raise ValueError(f"{option}: not with --train; the recipe says what is run, and how")
+    for setting in given.names:
+        if "=" not in setting:
+            raise ValueError(f"{setting!r}: --train takes its network from the recipe; what follows is key=value")
+    from surgery.bench.training import bench_training  # it imports all that trains, which takes seconds
+    from surgery.training.recipe import load_recipe
+
+    result = bench_training(load_recipe(given.train, given.names), seconds=given.seconds)
+    return _reported(given, arguments, report.machine(result.device), str(result))
+
+
+def _reported(given: argparse.Namespace, arguments: Sequence[str], where: str, results: str) -> str:
     if given.record:
         left_out = ("--record", "--plot")
         shown = [a for a, before in zip(arguments, ["", *arguments], strict=False) if not {a, before} & set(left_out)]

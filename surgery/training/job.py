@@ -46,9 +46,7 @@ class Job:
 
     @property
     def execution(self) -> Execution:
-        recipe = self.recipe
-        layout = torch.channels_last if recipe.channels_last else torch.preserve_format
-        return Execution(layout, recipe.sync_bn, recipe.compile, recipe.checkpoint_activations)
+        return make_execution(self.recipe)
 
     @property
     def image_size(self) -> tuple[int, int, int]:
@@ -173,6 +171,12 @@ def run(recipe: Recipe) -> list[Measured]:
     job.accelerator.wait_for_everyone()
     job.accelerator.end_training()
     return job.outcome.rows
+
+
+def make_execution(recipe: Recipe) -> Execution:
+    """How the recipe's networks are run."""
+    layout = torch.channels_last if recipe.channels_last else torch.preserve_format
+    return Execution(layout, recipe.sync_bn, recipe.compile, recipe.checkpoint_activations)
 
 
 def make_task(recipe: Recipe, data: DataSet) -> Task:

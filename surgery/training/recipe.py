@@ -279,7 +279,11 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         key, separator, text = override.partition("=")
         if not separator:
             raise RecipeError(f"{override!r}: key=value is needed, such as finetune.epochs=5")
-        _set(values, key.split("."), yaml.safe_load(text), override)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise RecipeError(f"{override!r}: {text!r} is no YAML value") from None
+        _set(values, key.split("."), value, override)
     return _build(Recipe, values, "")
 
 

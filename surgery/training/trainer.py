@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -127,6 +127,7 @@ class _Training:
         self.accelerator, self.task, self.settings, self.state = accelerator, task, settings, state
         self.seed, self.label, self.format = seed, label, execution.memory_format
         self.order = cast(EpochSampler, loaders[0].sampler)
+        accelerator.gradient_accumulation_steps = settings.accumulate
         self.objective, self.optimizer = _prepare(accelerator, student, task, settings, teacher, blocks)
         self.loader, self.test = (accelerator.prepare_data_loader(each) for each in loaders)
         self.ema = self.objective.get_trainable_module(ema=True)
@@ -146,7 +147,6 @@ class _Training:
 
     def run(self, reached: Callable[[nn.Module, list[dict[str, Any]]], None]) -> list[dict[str, Any]]:
         """All epochs that the state lacks; returns the rows of all of them."""
-        self.accelerator.gradient_accumulation_steps = self.settings.accumulate
         progress = self.state.load(self.accelerator, self.ema)
         network = self.ema.module if self.ema else self.accelerator.unwrap_model(self.objective.trainable_module)
         if progress.history:
@@ -170,20 +170,11 @@ class _Training:
 
     def epoch(self, progress: Progress) -> float:
         """The rest of an epoch; returns the mean loss of all of it."""
-        self.order.begin(progress.epoch, progress.step * self._images_per_step())
-        self.objective.train()
-        title = f"{self.label} {progress.epoch + 1}/{self.settings.epochs}"
         total, saved = progress.loss, time.monotonic()
-        hidden = not self.accelerator.is_local_main_process
+        hidden, title = not self.accelerator.is_local_main_process, self._title(progress.epoch)
         bar = tqdm(total=self.steps, initial=progress.step, desc=title, leave=False, mininterval=0.5, disable=hidden)
         with bar:
-            for step, (images, labels) in enumerate(self.loader, progress.step):
-                _seed_step(self.seed, progress.epoch, step, self.accelerator.process_index)
-                images = images.to(self.accelerator.device, memory_format=self.format)  # noqa: PLW2901
-                value = self._affordable_step(images, labels.to(self.accelerator.device))
-                if not math.isfinite(value):
-                    raise NonFiniteLossError(self._blame(title, value, progress.epoch, step, images))
-                self.scheduler.step_update(progress.epoch * self.steps + step + 1)
+            for step, value in self.each_step(progress):
                 total += value
                 bar.update()
                 bar.set_postfix(loss=f"{value:.3f}", refresh=False)
@@ -195,6 +186,22 @@ class _Training:
         if self.accelerator.num_processes == 1:
             return mean
         return self.accelerator.reduce(torch.tensor(mean, device=self.accelerator.device), "mean").item()
+
+    def each_step(self, progress: Progress) -> Iterator[tuple[int, float]]:
+        """Take the steps that an epoch lacks, one at a time; yields the number and the loss of each."""
+        self.order.begin(progress.epoch, progress.step * self._images_per_step())
+        self.objective.train()
+        for step, (images, labels) in enumerate(self.loader, progress.step):
+            _seed_step(self.seed, progress.epoch, step, self.accelerator.process_index)
+            images = images.to(self.accelerator.device, memory_format=self.format)  # noqa: PLW2901
+            value = self._affordable_step(images, labels.to(self.accelerator.device))
+            if not math.isfinite(value):
+                raise NonFiniteLossError(self._blame(self._title(progress.epoch), value, progress.epoch, step, images))
+            self.scheduler.step_update(progress.epoch * self.steps + step + 1)
+            yield step, value
+
+    def _title(self, epoch: int) -> str:
+        return f"{self.label} {epoch + 1}/{self.settings.epochs}"
 
     def _due(self, saved: float) -> bool:
         """Whether a state is to be written, as the main process's clock has it."""

@@ -53,6 +53,7 @@ def test_overrides_are_typed():
         ("data.scale=[0.5, 0.1]", r"data\.scale=\[0\.5, 0\.1\]: the smallest"),
         ("data.classes=1", r"data\.classes=1: at least 2"),
         ("epochs", "key=value is needed"),
+        ("seed=[1", "'seed=\\[1': '\\[1' is no YAML value"),
     ],
 )
 def test_bad_settings_name_themselves(override, message):
