@@ -25,14 +25,15 @@ def first_non_finite(model: nn.Module, images: Tensor) -> str:
     def look(name: str) -> Any:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
             if not found and isinstance(output, Tensor) and not torch.isfinite(output).all():
-                found.append(f"{name} ({type(module).__name__}) is the first layer whose output is not finite")
+                place = f"{name} ({type(module).__name__})" if name else type(module).__name__
+                found.append(f"{place} is the first layer whose output is not finite")
 
         return hook
 
-    leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
-    handles = [module.register_forward_hook(look(name)) for name, module in leaves]
+    # a module's hook is called after those of the modules in it
+    handles = [module.register_forward_hook(look(name)) for name, module in model.named_modules()]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # compiled networks leave hooks out
             model(images)
     finally:
         for handle in handles:
