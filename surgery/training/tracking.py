@@ -28,6 +28,7 @@ class Log:
     def __init__(self, accelerator: Accelerator, recipe: Recipe, path: Path) -> None:
         self.accelerator, self.path = accelerator, path
         self.rows: dict[str, list[dict[str, Any]]] = {}
+        self.epochs = 0  # of all trainings, since wandb drops what has a lower step than it has seen
         if recipe.track:
             accelerator.init_trackers("surgery", {"recipe": yaml.safe_dump(recipe.to_dict())})
 
@@ -36,8 +37,8 @@ class Log:
         known = len(self.rows.get(training, []))
         self.rows[training] = history
         for row in history[known:]:
-            values = {f"{training}/{key}": value for key, value in row.items() if key != "epoch"}
-            self.accelerator.log(values, step=row["epoch"])
+            self.epochs += 1
+            self.accelerator.log({f"{training}/{key}": value for key, value in row.items()}, step=self.epochs)
         if self.accelerator.is_main_process:
             content = io.StringIO()
             writer = csv.DictWriter(content, COLUMNS)
