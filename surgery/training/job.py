@@ -28,7 +28,9 @@ from surgery.training.segmenting import Segmenting
 from surgery.training.state import TrainingState
 from surgery.training.task import Task
 from surgery.training.tracking import Log, check_tracker
-from surgery.training.trainer import BatchTooLargeError, Execution, train
+from surgery.training.trainer import BatchTooLargeError, Execution, check_execution, train
+
+INDECISIVE = ("keep", "save_minutes", "workers")  # a training goes on with others
 
 
 @dataclass
@@ -80,11 +82,12 @@ class Job:
                 return self._train(network, given, state, stage, seed, label, teacher, blocks)
             except BatchTooLargeError:
                 size, accumulate = fitting["batch_size"] // 2, fitting["accumulate"] * 2
-                if not self.recipe.find_batch_size or size < 2 or self.accelerator.num_processes > 1:
+                # a batch that has fitted before is not what is too large; what was learnt with it is kept
+                if not self.recipe.find_batch_size or size < 2 or self.accelerator.num_processes > 1 or state.begun:
                     raise
-                self.say(f"{label}: too large a batch; going on with {size} images, {accumulate} batches a step")
-                state.start_over(size, accumulate)
-                torch.cuda.empty_cache()
+            self.say(f"{label}: too large a batch; going on with {size} images, {accumulate} batches a step")
+            state.remember_batch(size, accumulate)
+            torch.cuda.empty_cache()  # the error is gone, and with it the activations that it held
 
     def _train(
         self,
@@ -135,7 +138,7 @@ class Job:
         parts: tuple[str, ...] = ("precision", "data", "model", "baseline")
         if stage != "baseline":
             parts += ("surgery", "finetune")
-        decisive = {"seed": seed} | {part: recipe[part] for part in parts}
+        decisive = {"seed": seed} | {part: _without(recipe[part], INDECISIVE) for part in parts}
         return TrainingState(self.output / "state" / stage, decisive, settings.keep)
 
 
@@ -160,6 +163,7 @@ def run(recipe: Recipe) -> list[Measured]:
     test = make_loader(data.test, recipe.data, training=False)
     job = Job(recipe, output, accelerator, data, test, task, Outcome(task.metric), log)
     original = _original(job, recipe.seed)
+    check_execution(accelerator, original, job.execution)
     job.measure("original", original)
     first = _recover(job, original, recipe.seed)
     for seed in range(recipe.seed + 1, recipe.seed + recipe.seeds):
@@ -185,6 +189,12 @@ def make_task(recipe: Recipe, data: DataSet) -> Task:
         return Classifying(data.classes)
     wanted = recipe.segmentation
     return Segmenting(wanted.auxiliary_weight, View(wanted.window, wanted.overlap, wanted.flip))
+
+
+def _without(settings: Any, keys: Sequence[str]) -> Any:
+    if not isinstance(settings, dict):
+        return settings
+    return {key: value for key, value in settings.items() if key not in keys}
 
 
 def _clear(output: Path) -> None:

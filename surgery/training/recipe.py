@@ -14,6 +14,7 @@ from surgery.errors import check_choice
 from surgery.segmentation import View
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
+SCHEDULERS = ("cosine", "tanh", "step", "multistep", "poly")  # timm's that need nothing but the epochs
 SEGMENTATION = ("cityscapes", "segmentation_folder")
 
 
@@ -142,7 +143,7 @@ class TrainSettings:
     ``batch_size`` is ``data.batch_size`` where it is not given; for each process. ``weight_decay`` spares biases and
     norms unless ``decay_all``; ``power`` is that of the poly scheduler. ``accumulate`` batches make one step.
     A state to resume from is written every ``save_minutes`` and after each epoch; the last ``keep`` of them stay. With
-    ``keep_best`` the network of the best epoch is written beside, to best.safetensors.
+    ``finetune.keep_best`` the network of the best epoch is written beside, to best.safetensors.
     ``distill_weight`` is the share of the loss that comes from the teacher's logits (0: labels only), ``block_weight``
     what is added of the error of the converted blocks' outputs (as a share of their variance). A baseline of 0
     epochs leaves the original as it was initialised, so that the fine-tuning is a training from scratch; a fine-tuning
@@ -172,10 +173,12 @@ class TrainSettings:
 
     def check(self, name: str) -> None:
         """Raise RecipeError for what cannot be, under the name of the group that holds it."""
-        for key, least in (("epochs", 0), ("batch_size", 2), ("accumulate", 1), ("keep", 1), ("block_weight", 0)):
+        least = {"epochs": 0, "batch_size": 2, "accumulate": 1, "keep": 1, "power": 0, "block_weight": 0}
+        for key, minimum in least.items():
             value = getattr(self, key)
-            if value is not None and value < least:
-                raise RecipeError(f"{name}.{key}={value}: at least {least} is needed")
+            if value is not None and value < minimum:
+                raise RecipeError(f"{name}.{key}={value}: at least {minimum} is needed")
+        check_key(f"{name}.scheduler", self.scheduler, SCHEDULERS)
         if self.lr <= 0:
             raise RecipeError(f"{name}.lr={self.lr}: a number above 0 is needed")
         if not 0 <= self.distill_weight <= 1:
@@ -196,7 +199,8 @@ class Recipe:
     ``sync_bn`` lets the GPUs of a job share BatchNorm's statistics, ``compile`` trains through torch.compile,
     ``checkpoint_activations`` computes activations twice instead of keeping them (timm's grad_checkpointing), and
     ``track`` reports to tensorboard, wandb or mlflow besides the CSV file.
-    With ``find_batch_size`` a batch that does not fit is halved, and ``accumulate`` doubled, until it does.
+    With ``find_batch_size`` a batch that does not fit at a training's beginning is halved, and ``accumulate`` doubled,
+    until it does.
 
     The original is ``model``, trained by ``baseline`` first where that is given and there is no checkpoint.
     With ``seeds`` above 1 calibration and fine-tuning are repeated from ``seed``, ``seed`` + 1, … and reported as mean
@@ -233,6 +237,8 @@ class Recipe:
         for key in ("distill_weight", "block_weight"):
             if getattr(self.baseline, key):
                 raise RecipeError(f"baseline.{key}: the baseline has no teacher; 0 is needed")
+        if self.baseline.keep_best:
+            raise RecipeError("baseline.keep_best=true: best.safetensors is of the fine-tuning; false is needed")
         self.data.check()
         check_key("precision", self.precision, ("no", "fp16", "bf16"))
         if self.track is not None:

@@ -30,16 +30,23 @@ class TrainingState:
     def __init__(self, folder: Path, settings: dict[str, Any], keep: int = 1) -> None:
         self.folder, self.settings, self.keep = folder, json.loads(json.dumps(settings)), keep
 
-    def fitting_batch(self, size: int, accumulate: int) -> dict[str, int]:
-        """``batch_size`` and ``accumulate`` that an earlier run found to fit, else these."""
-        path = self.folder / "batch.json"
-        return json.loads(path.read_text()) if path.exists() else {"batch_size": size, "accumulate": accumulate}
+    @property
+    def begun(self) -> bool:
+        """Whether something has been learnt."""
+        return (self.folder / "state.json").exists()
 
-    def start_over(self, size: int, accumulate: int) -> None:
-        """Remove what was learnt with another batch, and remember this one."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        content = {"batch_size": size, "accumulate": accumulate}
+    def fitting_batch(self, size: int, accumulate: int) -> dict[str, int]:
+        """``batch_size`` and ``accumulate`` that an earlier run of the same settings found to fit, else these."""
+        path = self.folder / "batch.json"
+        found = json.loads(path.read_text()) if path.exists() else {}
+        if found.pop("settings", None) == self.settings:
+            return found
+        return {"batch_size": size, "accumulate": accumulate}
+
+    def remember_batch(self, size: int, accumulate: int) -> None:
+        """Remember this batch, of which nothing has been learnt yet."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {"batch_size": size, "accumulate": accumulate, "settings": self.settings}
         write_atomically(self.folder / "batch.json", json.dumps(content).encode())
 
     def save(self, accelerator: Accelerator, ema: nn.Module | None, progress: Progress) -> None:

@@ -23,6 +23,7 @@ from surgery.training.non_finite import NonFiniteLossError, first_non_finite
 from surgery.training.order import EpochSampler
 from surgery.training.recipe import RecipeError, TrainSettings
 from surgery.training.state import Progress, TrainingState
+from surgery.training.statistics import batch_norms, kept
 from surgery.training.task import Task
 
 
@@ -89,18 +90,23 @@ def train(
     return model.to(accelerator.device).eval(), history
 
 
+def check_execution(accelerator: Accelerator, model: nn.Module, execution: Execution) -> None:
+    """Raise RecipeError where ``model`` cannot be run so here."""
+    if execution.checkpoint_activations and not hasattr(model, "set_grad_checkpointing"):
+        raise RecipeError(
+            f"checkpoint_activations=true: {type(model).__name__} has no set_grad_checkpointing, as timm's have"
+        )
+    if execution.sync_bn and accelerator.num_processes > 1 and accelerator.device.type == "cpu":
+        raise RecipeError("sync_bn=true: torch's SyncBatchNorm needs GPUs; false is needed on CPUs")
+
+
 def _student(accelerator: Accelerator, model: nn.Module, execution: Execution) -> nn.Module:
     """A copy to train, as it is to be run."""
+    check_execution(accelerator, model, execution)
     student = copy.deepcopy(model).to(accelerator.device).to(memory_format=execution.memory_format).train()
     if execution.checkpoint_activations:
-        if not hasattr(student, "set_grad_checkpointing"):
-            raise RecipeError(
-                f"checkpoint_activations=true: {type(model).__name__} has no set_grad_checkpointing, as timm's have"
-            )
         cast(Any, student).set_grad_checkpointing(True)
     if execution.sync_bn and accelerator.num_processes > 1:
-        if accelerator.device.type == "cpu":
-            raise RecipeError("sync_bn=true: torch's SyncBatchNorm needs GPUs; false is needed on CPUs")
         student = convert_sync_batchnorm(student)
     if execution.compile:
         student.compile()
@@ -126,6 +132,7 @@ class _Training:
     ) -> None:
         self.accelerator, self.task, self.settings, self.state = accelerator, task, settings, state
         self.seed, self.label, self.format = seed, label, execution.memory_format
+        self.norms = batch_norms(student) if execution.checkpoint_activations else []
         self.order = cast(EpochSampler, loaders[0].sampler)
         accelerator.gradient_accumulation_steps = settings.accumulate
         self.objective, self.optimizer = _prepare(accelerator, student, task, settings, teacher, blocks)
@@ -218,7 +225,7 @@ class _Training:
         try:
             return self._step(images, labels)
         except (RuntimeError, MemoryError) as error:
-            if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not should_reduce_batch_size(error):
                 raise
             size = self.order.batch_size
             raise BatchTooLargeError(
@@ -234,7 +241,8 @@ class _Training:
             loss = self.objective(images, labels)["loss"]  # networks are prepared to autocast; the loss is in float32
             value = loss.item()
             if math.isfinite(value):
-                self.accelerator.backward(loss)
+                with kept(self.norms):
+                    self.accelerator.backward(loss)
                 if self.settings.clip_grad and self.accelerator.sync_gradients:
                     parameters = self.objective.trainable_module.parameters()
                     self.accelerator.clip_grad_norm_(parameters, self.settings.clip_grad)
