@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, set_seed
+from accelerate.utils import DistributedType, broadcast, broadcast_object_list, set_seed
 from accelerate.utils.memory import should_reduce_batch_size
 from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2
@@ -80,6 +80,12 @@ def train(
     """
     order = cast(EpochSampler, loaders[0].sampler)
     order.seed = seed
+    if accelerator.distributed_type == DistributedType.FSDP:
+        for key in ("ema_decay", "distill_weight", "block_weight", "keep_best"):
+            if getattr(settings, key):
+                raise RecipeError(
+                    f"{key}={getattr(settings, key)}: not with FSDP, which shards the weights; leave it out"
+                )
     student = _student(accelerator, model, execution)
     training = _Training(accelerator, student, loaders, task, settings, state, teacher, blocks, execution, seed, label)
     try:
@@ -173,7 +179,10 @@ class _Training:
         """Of the network so far, or of its EMA, whole on every process."""
         if self.ema:
             return self.ema.module.state_dict()
-        return self.accelerator.get_state_dict(self.objective.trainable_module)
+        weights = self.accelerator.get_state_dict(self.objective.trainable_module)
+        if self.accelerator.distributed_type == DistributedType.FSDP:  # which gives them to the main process alone
+            (weights,) = broadcast_object_list([weights])
+        return weights
 
     def epoch(self, progress: Progress) -> float:
         """The rest of an epoch; returns the mean loss of all of it."""
