@@ -66,6 +66,10 @@ class PSPNet(nn.Module):
         logits = self._enlarged(self.head(self.pyramid(fourth)), x)
         return (logits, self._enlarged(self.auxiliary(third), x)) if self.training else logits
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute the backbone's activations twice instead of keeping them, as timm's networks can."""
+        self.backbone.set_grad_checkpointing(enable)
+
     @staticmethod
     def _enlarged(logits: Tensor, x: Tensor) -> Tensor:
         return interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=False)

@@ -31,6 +31,19 @@ def test_output_stride_and_pyramid(network):
     assert torch.equal(network.pyramid(fourth)[:, 128 + 32 : 128 + 64], enlarged)
 
 
+def test_activations_may_be_computed_twice(network):
+    images, gradients = torch.randn(2, 3, 40, 40), []
+    for enable in (False, True):
+        network.set_grad_checkpointing(enable)
+        network.train().zero_grad()
+        torch.manual_seed(0)
+        network(images)[0].square().mean().backward()
+        gradients.append(network.backbone.conv1.weight.grad.clone())
+    network.set_grad_checkpointing(False)
+    network.eval()
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
 def test_of_the_papers_size():
     with torch.device("meta"):
         network = surgery.create("pspnet", backbone="resnet101")
