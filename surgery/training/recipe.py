@@ -320,6 +320,8 @@ def _checked(hint: Any, value: Any, key: str) -> Any:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
         kind = typing.get_origin(option) or option
+        if kind is str and value is False:
+            return "no"  # which YAML reads as false
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if kind is float and isinstance(value, str) and _is_number(value):

@@ -19,6 +19,7 @@ def test_overrides_are_typed():
     recipe = load_recipe(RECIPES[0], settings)
     assert (recipe.finetune.epochs, recipe.finetune.lr, recipe.data.scale) == (3, 0.001, (0.5, 1.0))
     assert recipe.model.checkpoint == "a.safetensors"
+    assert load_recipe(RECIPES[0], ["precision=no"]).precision == "no"
 
 
 @pytest.mark.parametrize(
