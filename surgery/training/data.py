@@ -2,14 +2,14 @@
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
-from torchvision.transforms import RandomCrop
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torchvision.transforms import Compose, PILToTensor, RandomCrop
 
 from surgery.training.order import EpochSampler, Seeded
 from surgery.training.paired_transform import paired_transform
@@ -32,6 +32,8 @@ def make_loader(images: Dataset, settings: DataSettings, training: bool, batch_s
     }
     if not training:
         return DataLoader(prepared, **common)
+    if not settings.segments:
+        common["collate_fn"] = Normalising(settings.mean, settings.std)
     order = EpochSampler(len(prepared), size)
     return DataLoader(Seeded(prepared, len(prepared)), sampler=order, drop_last=len(prepared) >= size, **common)
 
@@ -42,16 +44,32 @@ def _transform(settings: DataSettings, training: bool) -> Any:
         is_training=training,
         scale=settings.scale,
         hflip=settings.hflip,
-        color_jitter=settings.color_jitter,
+        color_jitter=cast(Any, settings.color_jitter or None),  # 0 would cost as much as any
         mean=settings.mean,
         std=settings.std,
         crop_pct=settings.crop_pct,
         interpolation=settings.interpolation,
     )
-    if training and settings.padding:
+    if not training:
+        return transform
+    if settings.padding:
         # timm's first transform is its random resized crop, for which CIFAR's recipes have a crop of the padded image
         transform.transforms[0] = RandomCrop(settings.image_size, padding=settings.padding)
-    return transform
+    return Compose([*transform.transforms[:-2], PILToTensor()])  # the last two make numbers of it and normalise
+
+
+class Normalising:
+    """Training images, uint8, as one batch of float32, and their labels.
+
+    As timm's loaders do, a batch is normalised at once: for small images that takes a fraction of the time.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean, self.std = (torch.tensor(each).view(-1, 1, 1) for each in (mean, std))
+
+    def __call__(self, items: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+        images, labels = default_collate(list(items))
+        return images.float().div_(255).sub_(self.mean).div_(self.std), labels
 
 
 def calibration_images(images: Dataset, settings: DataSettings, count: int, seed: int) -> Iterator[Tensor]:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from surgery.training.data import calibration_images, make_loader
@@ -124,3 +125,16 @@ def test_no_folder_given(monkeypatch):
     monkeypatch.delenv("SURGERY_DATA", raising=False)
     with pytest.raises(RecipeError, match=r"set data\.root, or SURGERY_DATA, to where cifar10/"):
         open_data(DataSettings(**SETTINGS))
+
+
+def test_images_are_normalised_the_same_in_batches_and_alone(tmp_path):
+    settings = DataSettings(
+        root=str(cifar(tmp_path)), scale=(1.0, 1.0), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.1), **SETTINGS
+    )
+    data = open_data(settings)
+    plain = make_loader(data.train, settings, training=False).dataset
+    loader = make_loader(data.train, settings, training=True)
+    keys = list(loader.sampler)
+    images, _ = next(iter(loader))
+    for image, key in zip(images, keys, strict=False):
+        assert torch.equal(image, plain[key % len(plain)][0])
