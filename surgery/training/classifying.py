@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from surgery.training.block_distillation import BlockDistillationTask, distillation_options
 from surgery.training.recipe import TrainSettings
-from surgery.training.task import Mixer
+from surgery.training.task import Mixer, watched
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Classifying:
         metric = MulticlassAccuracy(self.classes, average="micro").to(accelerator.device)
         model.eval()
         with torch.inference_mode():
-            for images, labels in loader:
+            for images, labels in watched(loader, accelerator):
                 logits, truth = accelerator.gather_for_metrics((model(images.to(accelerator.device)), labels))
                 metric.update(logits, truth.to(accelerator.device))
         return 100 * metric.compute().item()

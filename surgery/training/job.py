@@ -26,7 +26,7 @@ from surgery.training.outcome import History, Measured, Outcome, plot_curves
 from surgery.training.recipe import Recipe, TrainSettings
 from surgery.training.segmenting import Segmenting
 from surgery.training.state import TrainingState
-from surgery.training.task import Task
+from surgery.training.task import Task, watched
 from surgery.training.tracking import Log, check_tracker
 from surgery.training.trainer import BatchTooLargeError, Execution, check_execution, train
 
@@ -292,4 +292,5 @@ def _preprocessing(job: Job) -> Preprocessing:
 def _same_logits(job: Job, one: nn.Module, two: nn.Module) -> bool:
     device = job.accelerator.device
     with torch.inference_mode():
-        return all(torch.equal(one(images.to(device)), two(images.to(device))) for images, _ in job.test)
+        images = (batch[0].to(device) for batch in watched(job.test, job.accelerator))
+        return all(torch.equal(one(each), two(each)) for each in images)

@@ -15,7 +15,7 @@ from surgery.label_maps import UNLABELLED
 from surgery.segmentation import WHOLE, View, confusion, mean_iou, segment
 from surgery.training.block_distillation import BlockDistillationTask, distillation_options
 from surgery.training.recipe import TrainSettings
-from surgery.training.task import Mixer
+from surgery.training.task import Mixer, watched
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Segmenting:
         model.eval()
         total = torch.zeros((), dtype=torch.int64, device=accelerator.device)
         with torch.inference_mode():
-            for images, labels in loader:
+            for images, labels in watched(loader, accelerator):
                 found = segment(model, images.to(accelerator.device), self.view)
                 counts = confusion(found, labels.to(accelerator.device))
                 total = total + cast(Tensor, accelerator.gather_for_metrics(counts[None])).sum(0)

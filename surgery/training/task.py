@@ -1,16 +1,23 @@
 """What a training is for: its loss, how batches are mixed, how a network is judged."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 from accelerate import Accelerator
 from timm.task import TrainingTask
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from surgery.training.recipe import TrainSettings
 
 Mixer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def watched(loader: DataLoader, accelerator: Accelerator) -> Iterable[Any]:
+    """The batches of a loader, with a bar where somebody sees it."""
+    hidden = not accelerator.is_local_main_process
+    return tqdm(loader, "evaluating", leave=False, mininterval=0.5, delay=1, unit="batch", disable=hidden)
 
 
 class Task(Protocol):
