@@ -74,7 +74,17 @@ def save(
         content["preprocessing"] = preprocessing.to_json()
     manifest = json.dumps(content, sort_keys=True)
     metadata = {"format": "pt", "surgery": manifest, "sha256": _digest(manifest, tensors)}
-    write_atomically(path, to_bytes(tensors, metadata))
+    write_atomically(path, _ordered(to_bytes(tensors, metadata)))
+
+
+def _ordered(content: bytes) -> bytes:
+    """The same file with its metadata sorted, which safetensors writes in a random order: equal models, equal bytes."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn.Module:

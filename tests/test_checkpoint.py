@@ -60,6 +60,13 @@ def test_round_trip_is_exact(model, file):
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items())
 
 
+def test_equal_models_give_equal_bytes(model, file, tmp_path):
+    for number in range(8):  # safetensors' own order of three pieces of metadata would agree by chance at times
+        path = tmp_path / f"{number}.safetensors"
+        surgery.save(model, path, source="tests_net", kwargs={"count": 2}, input_size=SIZE)
+        assert path.read_bytes() == file.read_bytes()
+
+
 def test_a_loaded_model_saves_and_converts_again(file, tmp_path):
     loaded = surgery.load(file)
     surgery.save(loaded, tmp_path / "again.safetensors", input_size=SIZE)

@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from tests.training.test_job import SMALL
 
@@ -29,10 +27,10 @@ COMMAND = [sys.executable, "finetune.py", *SMALL, "finetune.epochs=3", "finetune
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The weights of a run that nothing stops."""
+    """The file of a run that nothing stops."""
     output = tmp_path_factory.mktemp("whole")
     subprocess.run([*COMMAND, f"output={output}"], cwd=ROOT, capture_output=True, check=True)
-    return load_file(output / "m.safetensors")
+    return output / "m.safetensors"
 
 
 def stop_in_the_middle(command, output, sent):
@@ -61,5 +59,4 @@ def test_the_same_command_goes_on_to_the_same_bits(tmp_path, whole, sent, status
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "fine-tune 3/3" in again.stderr
     assert "logits identical" in again.stdout
-    parts = load_file(tmp_path / "m.safetensors")
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert (tmp_path / "m.safetensors").read_bytes() == whole.read_bytes()
