@@ -134,7 +134,8 @@ def _set_up(recipe: Recipe, accelerator: Accelerator) -> _Setup:
     data = open_data(recipe.data)
     network, teacher, blocks = make_original(recipe, data.classes, download=False), None, []
     if stage == "finetune":
-        original, network = network, _converted(recipe, network)
+        original = network
+        network = surgery.convert(original, recipe.surgery.method, strict=True, **recipe.surgery_arguments)
         if settings.distills:
             teacher = original.to(accelerator.device).to(memory_format=make_execution(recipe).memory_format)
         if settings.block_weight:
@@ -142,14 +143,6 @@ def _set_up(recipe: Recipe, accelerator: Accelerator) -> _Setup:
             images = torch.zeros(2, 3, size, size, device=accelerator.device)
             blocks = common_blocks(network.to(accelerator.device), original, images)
     return _Setup(recipe, accelerator, data, make_task(recipe, data), stage, settings, network, teacher, blocks)
-
-
-def _converted(recipe: Recipe, original: nn.Module) -> nn.Module:
-    wanted, size = recipe.surgery, recipe.data.image_size
-    arguments = {"zeta": wanted.zeta, "mode": wanted.mode, **wanted.options}
-    if recipe.data.segments:
-        arguments = {"input_size": (3, size, size)} | arguments
-    return surgery.convert(original, wanted.method, strict=True, **arguments)
 
 
 @dataclass

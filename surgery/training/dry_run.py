@@ -24,11 +24,8 @@ def describe(recipe: Recipe) -> str:
         shapes.append(f"{name}: {count} images, {data.classes} classes; a batch: {_shape(inputs)}, {_shape(labels)}")
     original = make_original(recipe, data.classes, download=False)
     wanted, size = recipe.surgery, recipe.data.image_size
-    arguments = {"zeta": wanted.zeta, "mode": wanted.mode, **wanted.options}
-    if recipe.data.segments:
-        arguments = {"input_size": (3, size, size)} | arguments
-    plan = surgery.plan(original, wanted.method, **arguments)
-    converted = surgery.convert(original, wanted.method, strict=True, **arguments)
+    plan = surgery.plan(original, wanted.method, **recipe.surgery_arguments)
+    converted = surgery.convert(original, wanted.method, strict=True, **recipe.surgery_arguments)
     costs = [(name, surgery.cost(n, (3, size, size))) for name, n in (("original", original), ("converted", converted))]
     rows = [(name, si(cost.macs), si(cost.params), si(cost.memory, "B")) for name, cost in costs]
     parts = [

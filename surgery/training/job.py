@@ -135,7 +135,7 @@ class Job:
     def _state(self, stage: str, seed: int, settings: TrainSettings) -> TrainingState:
         """The state of one training, tied to the settings that decide its outcome."""
         recipe = asdict(self.recipe)
-        parts: tuple[str, ...] = ("precision", "data", "model", "baseline")
+        parts: tuple[str, ...] = ("precision", "sync_bn", "data", "segmentation", "model", "baseline")
         if stage != "baseline":
             parts += ("surgery", "finetune")
         decisive = {"seed": seed} | {part: _without(recipe[part], INDECISIVE) for part in parts}
@@ -146,7 +146,8 @@ def run(recipe: Recipe) -> list[Measured]:
     """Run a recipe; returns the rows of its table and leaves ``m.safetensors``, ``results.json`` and ``curve.png``.
 
     Raises:
-        RecipeError, SurgeryError, NonFiniteLossError, OSError: before anything is lost; the same command goes on.
+        RecipeError, SurgeryError, NonFiniteLossError, BatchTooLargeError, OSError: before anything is lost; the same
+            command goes on.
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
@@ -251,10 +252,7 @@ def _blocks(job: Job, converted: nn.Module, original: nn.Module) -> list[str]:
 
 def _converted(job: Job, original: nn.Module, seed: int) -> nn.Module:
     recipe, wanted = job.recipe, job.recipe.surgery
-    arguments = {"zeta": wanted.zeta, "mode": wanted.mode, **wanted.options}
-    arguments |= {"method": wanted.method, "strict": True, "match": wanted.match}
-    if recipe.data.segments:
-        arguments = {"input_size": job.image_size} | arguments
+    arguments = {**recipe.surgery_arguments, "method": wanted.method, "strict": True, "match": wanted.match}
     if seed == recipe.seed or not wanted.calibrate:
         converted = surgery.convert(original, **arguments)
     if seed == recipe.seed:

@@ -264,6 +264,13 @@ class Recipe:
         """Whether what is converted has never been trained."""
         return not (self.model.checkpoint or self.model.pretrained or self.baseline.epochs)
 
+    @property
+    def surgery_arguments(self) -> dict[str, Any]:
+        """Of ``surgery.plan`` and ``surgery.convert``, but for the method."""
+        wanted, side = self.surgery, self.data.image_size
+        size = {"input_size": (3, side, side)} if self.data.segments else {}
+        return {**size, "zeta": wanted.zeta, "mode": wanted.mode, **wanted.options}
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

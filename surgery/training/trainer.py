@@ -33,7 +33,7 @@ class BatchTooLargeError(RuntimeError):
 
 @dataclass(frozen=True)
 class Execution:
-    """How networks are run, which changes nothing of what they learn but rounding (keys of :class:`Recipe`)."""
+    """How networks are run (keys of a recipe)."""
 
     memory_format: torch.memory_format = torch.preserve_format
     sync_bn: bool = False
