@@ -46,9 +46,17 @@ def main(arguments: list[str] | None = None) -> int:
         print("\nstopped; the same command goes on from the last state", file=sys.stderr)
         return 130
     except (RecipeError, SurgeryError, NonFiniteLossError, BatchTooLargeError, ValueError, TypeError, OSError) as error:
-        print(f"finetune.py: {error}", file=sys.stderr)
+        print(f"finetune.py: {_cause(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong; of an error in a process that loads images the last line, which follows its traceback."""
+    text = str(error)
+    if text.startswith("Caught ") and "DataLoader worker" in text:
+        return text.strip().splitlines()[-1].partition(": ")[2]
+    return text
 
 
 if __name__ == "__main__":

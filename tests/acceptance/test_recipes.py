@@ -101,5 +101,16 @@ def test_images_with_label_maps_from_the_first_training_to_masks(name, tmp_path,
         assert mask.mode == "P"
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_label_that_is_no_class_is_one_line(workers, tmp_path, capsys):
+    recipe = next(path for path in RECIPES if path.stem == "segmentation_folder")
+    settings = [*pixel_settings(recipe, tmp_path / "data"), f"data.workers={workers}"]
+    settings += ["data.classes=2", f"model.kwargs={{num_classes: 2, {SMALL_BACKBONE}}}"]
+    assert finetune.main([str(recipe), f"output={tmp_path}/out", *settings]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "finetune.py" in line]
+    assert len(errors) == 1
+    assert "holds the value 2: one of the 2 classes 0 to 1, or 11 and 255" in errors[0]
+
+
 def rows(folder):
     return {row["stage"]: row["accuracy"] for row in json.loads((folder / "out" / "results.json").read_text())["rows"]}
