@@ -12,6 +12,7 @@ from timm.task.distillation import DistillationTeacher
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
+from surgery.edit import check_same_order
 from surgery.eval_mode import eval_mode
 from surgery.layers import SurgeryLayer
 from surgery.training.recipe import TrainSettings
@@ -98,8 +99,9 @@ def common_blocks(student: nn.Module, teacher: nn.Module, images: Tensor) -> lis
         images: (N, C, H, W); both networks run once on them, in eval mode.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or the networks have their channels in different orders.
     """
+    check_same_order(student, teacher)
     layers = [name for name, module in student.named_modules() if isinstance(module, SurgeryLayer)]
     parents = {name: [name.rsplit(".", n)[0] for n in range(1, name.count(".") + 1)] for name in layers}
     known = {name for name, _ in teacher.named_modules()}

@@ -230,11 +230,12 @@ def _recover(job: Job, original: nn.Module, seed: int) -> nn.Module:
     recipe = job.recipe
     converted = _converted(job, original, seed)
     title = f" (seed {seed})" if recipe.seeds > 1 else ""
-    blocks = _blocks(job, converted, original) if recipe.finetune.block_weight else []
+    teacher = _teacher(recipe, original)
+    blocks = _blocks(job, converted, teacher) if recipe.finetune.block_weight else []
     stage = "finetune" if seed == recipe.seed else f"finetune-{seed}"
     if not recipe.finetune.epochs:
         return converted
-    tuned, curve = job.train(converted, recipe.finetune, stage, seed + 1000, f"fine-tune{title}", original, blocks)
+    tuned, curve = job.train(converted, recipe.finetune, stage, seed + 1000, f"fine-tune{title}", teacher, blocks)
     job.measure("after fine-tuning", tuned)
     job.outcome.add_curve("converted", curve)
     if recipe.control:
@@ -243,6 +244,14 @@ def _recover(job: Job, original: nn.Module, seed: int) -> nn.Module:
         job.measure("control: original, fine-tuned", network)
         job.outcome.add_curve("control", curve)
     return tuned
+
+
+def _teacher(recipe: Recipe, original: nn.Module) -> nn.Module:
+    """The original with its channels in the converted network's order: else what their blocks give does not compare."""
+    wanted = recipe.surgery
+    if wanted.match or (wanted.match is None and wanted.calibrate):
+        return surgery.match(original, wanted.method, **recipe.surgery_arguments)
+    return original
 
 
 def _blocks(job: Job, converted: nn.Module, original: nn.Module) -> list[str]:

@@ -27,6 +27,14 @@ def test_blocks_are_the_smallest_that_agree(networks):
         common_blocks(original, original, images)
 
 
+def test_channels_in_another_order_do_not_compare(networks):
+    images, original = torch.randn(2, 3, 64, 64), networks[1]
+    converted = surgery.convert(original, zeta=4, match=True)
+    with pytest.raises(ValueError, match="model and teacher have their channels in different orders"):
+        common_blocks(converted, original, images)
+    assert len(common_blocks(converted, surgery.match(original, zeta=4), images)) == 5
+
+
 def test_narrower_networks_agree_where_the_stream_is(networks):
     narrower = surgery.convert(networks[1], zeta=8)
     assert len(common_blocks(narrower, networks[1], torch.randn(2, 3, 64, 64))) == 5
