@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parent
 def in_a_process(name, **variables):
     """Number of tests that passed there; none may fail."""
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(FOLDER / name)]
+    command = [sys.executable, "-m", "pytest", "-n0", "-x", "-p", "no:cacheprovider", str(FOLDER / name)]
     environment = {**os.environ, **variables}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=FOLDER.parents[1])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
