@@ -106,16 +106,17 @@ def test_interrupted_and_resumed_gives_the_same_bits(tmp_path, monkeypatch):
 
 
 def test_other_settings_do_not_mix_with_an_old_state(tmp_path):
-    run(recipe(tmp_path))
+    short = ["baseline.epochs=1", "finetune.epochs=1"]
+    run(recipe(tmp_path, *short))
     with pytest.raises(RecipeError, match=r"other settings \(different: finetune\).*fresh=true"):
-        run(recipe(tmp_path, "finetune.lr=0.01"))
+        run(recipe(tmp_path, *short, "finetune.lr=0.01"))
     (tmp_path / "mine.txt").write_text("kept")
-    run(recipe(tmp_path, "finetune.lr=0.01", "fresh=true"))
+    run(recipe(tmp_path, *short, "finetune.lr=0.01", "fresh=true"))
     assert (tmp_path / "mine.txt").exists()
 
 
 def test_mixup_ema_clipping_bf16_and_a_checkpoint(tmp_path):
-    run(recipe(tmp_path / "one"))
+    run(recipe(tmp_path / "one", "baseline.epochs=1", "finetune.epochs=0"))
     more = ["finetune.mixup=0.2", "finetune.ema_decay=0.9", "finetune.clip_grad=1.0", "precision=bf16"]
     checkpoint = f"model.checkpoint={tmp_path / 'one' / 'baseline.safetensors'}"
     AcceleratorState._reset_state(reset_partial_state=True)
