@@ -1,6 +1,6 @@
 """How fast the accuracy comes back: scratch, converted, calibrated, distilled, each against an equal control.
 
-    python benchmarks/recovery.py --data FOLDER                       all of it: hours on two cores, not timed yet
+    python benchmarks/recovery.py --data FOLDER                       all of it: about three hours on one core
     python benchmarks/recovery.py --data FOLDER --seeds 1 baseline.epochs=4 --budgets 0.25
 
 The recipe's network is trained once; then every variant is fine-tuned for each budget (a share of those epochs), seed
