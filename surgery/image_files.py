@@ -1,10 +1,12 @@
 """Image files below folders."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from PIL import Image
 
+T = TypeVar("T")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"})
 
 
@@ -27,9 +29,14 @@ def open_image(path: str | Path, channels: int = 3) -> Image.Image:
         ValueError: the file is no image, or a damaged one.
         FileNotFoundError: there is no such file.
     """
+    return look_into(path, lambda image: _converted(image, channels))
+
+
+def look_into(path: str | Path, look: Callable[[Image.Image], T]) -> T:
+    """What ``look`` makes of the image in a file, as it is stored; raises as :func:`open_image`."""
     try:
         with open(path, "rb") as file:
-            return decode_image(file, repr(str(path)), channels)
+            return _decoded(file, repr(str(path)), look)
     except FileNotFoundError:
         raise FileNotFoundError(f"{str(path)!r} does not exist") from None
     except OSError as error:
@@ -38,8 +45,16 @@ def open_image(path: str | Path, channels: int = 3) -> Image.Image:
 
 def decode_image(file: IO[bytes], name: str, channels: int = 3) -> Image.Image:
     """As :func:`open_image`, from an open file with a name for the error."""
+    return _decoded(file, name, lambda image: _converted(image, channels))
+
+
+def _converted(image: Image.Image, channels: int) -> Image.Image:
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def _decoded(file: IO[bytes], name: str, look: Callable[[Image.Image], T]) -> T:
     try:
         with Image.open(file) as image:
-            return image.convert("L" if channels == 1 else "RGB")
+            return look(image)
     except (OSError, SyntaxError) as error:  # the latter is Pillow's for some damaged PNG files
         raise ValueError(f"{name} is no image that can be read: {error}") from None

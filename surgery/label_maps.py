@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from surgery.atomic_file import write_atomically
-from surgery.image_files import images_below
+from surgery.image_files import images_below, look_into
 
 UNLABELLED = 255  # in label maps in memory, and in Cityscapes' files: a pixel that is neither learnt nor judged
 
@@ -37,13 +37,7 @@ class Labelling:
             FileNotFoundError: there is no such file.
             ValueError: it is no image of one channel, or holds a value that stands for no class.
         """
-        try:
-            with Image.open(path) as image:
-                values, mode = np.array(image), image.mode
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{str(path)!r} does not exist") from None
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{str(path)!r} is no image that can be read: {error}") from None
+        values, mode = look_into(path, lambda image: (np.array(image), image.mode))
         if values.ndim != 2 or not np.issubdtype(values.dtype, np.integer):
             raise ValueError(f"{str(path)!r} is {mode}: a label map has one channel, of class numbers (mode L, P or I)")
         return torch.from_numpy(self._table(path, values)[values])
