@@ -5,7 +5,6 @@ import signal
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -22,14 +21,6 @@ SMALL = [
     "data.batch_size=8",
     "data.image_size=16",
 ]
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate():
-    """Accelerate keeps one state per process; each test is a process of its own to it."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def result(output, *more, network=SMALL):

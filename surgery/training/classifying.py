@@ -1,6 +1,5 @@
 """Training networks that give one label to an image."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,12 +7,11 @@ import torch
 from accelerate import Accelerator
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.task import ClassificationTask, TrainingTask
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
-from surgery.training.block_distillation import BlockDistillationTask, distillation_options
+from surgery.training.block_distillation import BlockDistillationTask
 from surgery.training.recipe import TrainSettings
 from surgery.training.task import Mixer, watched
 
@@ -24,22 +22,11 @@ class Classifying:
 
     classes: int
     metric: str = "top-1 accuracy"
+    distillation: type[BlockDistillationTask] = BlockDistillationTask
 
-    def objective(self, model: nn.Module, settings: TrainSettings, accelerator: Accelerator) -> TrainingTask:
+    def criterion(self, settings: TrainSettings) -> nn.Module:
         """Cross entropy, smoothed, or of mixed labels."""
-        return ClassificationTask(model, _criterion(settings), device=accelerator.device, verbose=False)
-
-    def distillation(
-        self,
-        model: nn.Module,
-        teacher: nn.Module,
-        blocks: Sequence[str],
-        settings: TrainSettings,
-        accelerator: Accelerator,
-    ) -> TrainingTask:
-        """Cross entropy, the teacher's logits, what its blocks give."""
-        options = distillation_options(settings, accelerator)
-        return BlockDistillationTask(model, teacher, blocks=blocks, criterion=_criterion(settings), **options)
+        return SoftTargetCrossEntropy() if settings.mixup else LabelSmoothingCrossEntropy(settings.smoothing)
 
     def mixer(self, settings: TrainSettings) -> Mixer | None:
         """timm's mixup, which needs an even number of images; labels become shares of the classes in any case."""
@@ -63,7 +50,3 @@ class Classifying:
                 logits, truth = accelerator.gather_for_metrics((model(images.to(accelerator.device)), labels))
                 metric.update(logits, truth.to(accelerator.device))
         return 100 * metric.compute().item()
-
-
-def _criterion(settings: TrainSettings) -> nn.Module:
-    return SoftTargetCrossEntropy() if settings.mixup else LabelSmoothingCrossEntropy(settings.smoothing)

@@ -1,19 +1,17 @@
 """Training networks that label every pixel of an image."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from accelerate import Accelerator
-from timm.task import ClassificationTask, TrainingTask
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 from torch.utils.data import DataLoader
 
 from surgery.label_maps import UNLABELLED
 from surgery.segmentation import WHOLE, View, confusion, mean_iou, segment
-from surgery.training.block_distillation import BlockDistillationTask, distillation_options
+from surgery.training.block_distillation import BlockDistillationTask
 from surgery.training.recipe import TrainSettings
 from surgery.training.task import Mixer, watched
 
@@ -26,21 +24,14 @@ class Segmenting:
     view: View = WHOLE
     metric: str = "mIoU"
 
-    def objective(self, model: nn.Module, settings: TrainSettings, accelerator: Accelerator) -> TrainingTask:
-        """Cross entropy of the labelled pixels, of both heads."""
-        return ClassificationTask(model, self._criterion(settings), device=accelerator.device, verbose=False)
+    @property
+    def distillation(self) -> type[BlockDistillationTask]:
+        """Logits are compared pixel by pixel."""
+        return PixelDistillationTask
 
-    def distillation(
-        self,
-        model: nn.Module,
-        teacher: nn.Module,
-        blocks: Sequence[str],
-        settings: TrainSettings,
-        accelerator: Accelerator,
-    ) -> TrainingTask:
-        """The same, the teacher's logits of every pixel, what its blocks give."""
-        options = distillation_options(settings, accelerator)
-        return PixelDistillationTask(model, teacher, blocks=blocks, criterion=self._criterion(settings), **options)
+    def criterion(self, settings: TrainSettings) -> nn.Module:
+        """Cross entropy of the labelled pixels, of both heads."""
+        return PixelLoss(self.auxiliary_weight, settings.smoothing)
 
     def mixer(self, settings: TrainSettings) -> Mixer | None:
         """None: label maps are not mixed."""
@@ -56,9 +47,6 @@ class Segmenting:
                 counts = confusion(found, labels.to(accelerator.device))
                 total = total + cast(Tensor, accelerator.gather_for_metrics(counts[None])).sum(0)
         return mean_iou(total)
-
-    def _criterion(self, settings: TrainSettings) -> nn.Module:
-        return PixelLoss(self.auxiliary_weight, settings.smoothing)
 
 
 class PixelLoss(nn.Module):

@@ -1,14 +1,14 @@
 """What a training is for: its loss, how batches are mixed, how a network is judged."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from accelerate import Accelerator
-from timm.task import TrainingTask
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from surgery.training.block_distillation import BlockDistillationTask
 from surgery.training.recipe import TrainSettings
 
 Mixer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -27,18 +27,12 @@ class Task(Protocol):
     def metric(self) -> str:
         """What :meth:`evaluate` gives, in percent."""
 
-    def objective(self, model: nn.Module, settings: TrainSettings, accelerator: Accelerator) -> TrainingTask:
-        """timm's task that trains a network on labels."""
+    @property
+    def distillation(self) -> type[BlockDistillationTask]:
+        """timm's task that trains on labels and on what a teacher gives."""
 
-    def distillation(
-        self,
-        model: nn.Module,
-        teacher: nn.Module,
-        blocks: Sequence[str],
-        settings: TrainSettings,
-        accelerator: Accelerator,
-    ) -> TrainingTask:
-        """timm's task that trains a network on labels and on what the teacher gives."""
+    def criterion(self, settings: TrainSettings) -> nn.Module:
+        """The loss of what a network gives in training mode and of labels."""
 
     def mixer(self, settings: TrainSettings) -> Mixer | None:
         """What mixes a batch of images and labels, where the settings ask for it."""

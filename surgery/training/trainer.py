@@ -15,10 +15,12 @@ from accelerate.utils.memory import should_reduce_batch_size
 from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
+from timm.task import ClassificationTask
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from surgery.training.block_distillation import distillation_options
 from surgery.training.non_finite import NonFiniteLossError, first_non_finite
 from surgery.training.order import EpochSampler
 from surgery.training.recipe import RecipeError, TrainSettings
@@ -293,11 +295,13 @@ def _prepare(
         filter_bias_and_bn=not settings.decay_all,
     )
     objective: Any
+    criterion = task.criterion(settings)
     if teacher is None or not settings.distills:
-        objective = task.objective(student, settings, accelerator)
+        objective = ClassificationTask(student, criterion, device=accelerator.device, verbose=False)
     else:
         teacher = accelerator.prepare_model(teacher.eval().requires_grad_(False), evaluation_mode=True)
-        objective = task.distillation(student, teacher, blocks, settings, accelerator)
+        options = distillation_options(settings, accelerator)
+        objective = task.distillation(student, teacher, blocks=blocks, criterion=criterion, **options)
     if settings.ema_decay:
         objective.setup_ema(decay=settings.ema_decay, use_warmup=True)
     objective.trainable_module, optimizer = accelerator.prepare(student, optimizer)

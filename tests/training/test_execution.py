@@ -10,7 +10,6 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from PIL import Image
 from safetensors.torch import load_file
@@ -46,14 +45,6 @@ def limited(limit):
 
     network.register_forward_pre_hook(check)
     return network
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate():
-    """Accelerate keeps one state per process; each test is a process of its own to it."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -3,7 +3,6 @@
 import pytest
 import timm
 import torch
-from accelerate.state import AcceleratorState
 from torch import nn
 
 import finetune
@@ -21,13 +20,6 @@ def overflowing():
     network = timm.create_model("resnet26", **SIZES)
     nn.init.constant_(network.layer2[0].bn2.weight, 3e38)
     return network
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

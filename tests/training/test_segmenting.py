@@ -4,6 +4,7 @@ from accelerate import Accelerator
 from torch import nn
 
 import surgery
+from surgery.training.block_distillation import distillation_options
 from surgery.training.recipe import TrainSettings
 from surgery.training.segmenting import PixelLoss, Segmenting
 from tests.test_pspnet import SMALL
@@ -42,7 +43,8 @@ def test_distillation_by_hand():
     teacher = surgery.create("pspnet", **SMALL).eval()
     student = surgery.convert(teacher, zeta=4, input_size=(3, 32, 32)).eval()
     settings = TrainSettings(distill_weight=0.25, temperature=2.0)
-    task = Segmenting().distillation(student, teacher, (), settings, Accelerator(cpu=True))
+    segmenting, options = Segmenting(), distillation_options(settings, Accelerator(cpu=True))
+    task = segmenting.distillation(student, teacher, blocks=(), criterion=segmenting.criterion(settings), **options)
     images, labels = torch.randn(2, 3, 32, 32), torch.randint(0, 5, (2, 32, 32))
     with torch.no_grad():
         found = task(images, labels)

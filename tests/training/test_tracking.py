@@ -4,7 +4,6 @@ import csv
 import json
 
 import pytest
-from accelerate.state import AcceleratorState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import finetune
@@ -21,13 +20,6 @@ SMALL = [
     "finetune.epochs=2",
     "surgery.calibrate=0",
 ]
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_log_and_tensorboard_after_a_resume(tmp_path, monkeypatch):
