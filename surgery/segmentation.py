@@ -25,8 +25,7 @@ class View:
     """How a network looks at an image.
 
     Attributes:
-        window: side in pixels of the windows that cover it, or 0 for the whole image at once. A PiX layer pools all
-            that it is given, so a network sees most nearly what it was trained on in windows of that size.
+        window: side in pixels of the windows that cover it, or 0 for the whole image at once.
         overlap: share of a window that the next one covers again.
         flip: whether the mirrored image is looked at too, and the mean taken.
     """

@@ -14,7 +14,7 @@ from surgery.bench import training as bench
 from surgery.bench.timing import Timing
 from surgery.bench.training import TrainingResult, bench_training
 from surgery.training import load_recipe
-from surgery.training.trainer import BatchTooLargeError, _Training
+from surgery.training.trainer import BatchTooLargeError, Training
 
 SMALL = [
     "model.kwargs={num_classes: 10, channels: [8, 8, 8, 8], layers: [1, 1, 1, 1]}",
@@ -149,7 +149,7 @@ def test_a_batch_that_does_not_fit_is_one_line(tmp_path, monkeypatch, capsys):
     def too_large(*given):
         raise BatchTooLargeError("needs more memory than there is")
 
-    monkeypatch.setattr(_Training, "_step", too_large)
+    monkeypatch.setattr(Training, "_step", too_large)
     settings = [f"output={tmp_path / 'out'}", *SMALL]
     assert main(["bench", "--train", str(finetune.QUICKSTART), *settings]) == 2
     assert "surgery: needs more memory than there is\n" in capsys.readouterr().err

@@ -34,7 +34,7 @@ from surgery.training.original import make_original
 from surgery.training.recipe import Recipe, RecipeError, TrainSettings
 from surgery.training.state import Progress, TrainingState
 from surgery.training.task import Task
-from surgery.training.trainer import BatchTooLargeError, _prepare, _student, _Training
+from surgery.training.trainer import BatchTooLargeError, Training, prepare_objective, student_copy
 
 BLOCKS = 2 * 20  # that the time is divided into: rounds of a trainer's and a bare block
 
@@ -114,7 +114,7 @@ class _Setup:
     blocks: list[str]
 
     def student(self) -> nn.Module:
-        return _student(self.accelerator, self.network, make_execution(self.recipe))
+        return student_copy(self.accelerator, self.network, make_execution(self.recipe))
 
     def own_teacher(self) -> nn.Module | None:
         return copy.deepcopy(self.teacher)
@@ -172,7 +172,7 @@ class _Watched:
 
 def _trainer(setup: _Setup, folder: Path) -> tuple[_Watched, Callable[[], object]]:
     """The loader, and what takes the next step of the real trainer, epoch after epoch."""
-    training = _Training(
+    training = Training(
         setup.accelerator,
         setup.student(),
         (setup.loader(), setup.loader(training=False)),
@@ -197,7 +197,9 @@ def _bare(setup: _Setup) -> Callable[[], object]:
     """A step on one batch that is already there, the loss left on the device: what no training can do without."""
     device, settings, accelerator = setup.accelerator.device, setup.settings, setup.accelerator
     plain = replace(settings, ema_decay=0.0)
-    objective, prepared = _prepare(accelerator, setup.student(), setup.task, plain, setup.own_teacher(), setup.blocks)
+    objective, prepared = prepare_objective(
+        accelerator, setup.student(), setup.task, plain, setup.own_teacher(), setup.blocks
+    )
     optimizer: torch.optim.Optimizer = prepared.optimizer  # type: ignore[attr-defined]
     for group in optimizer.param_groups:
         group["lr"] = 1e-9  # one batch over and over would be learnt by heart, down to gradients that are denormal

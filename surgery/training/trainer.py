@@ -88,8 +88,8 @@ def train(
                 raise RecipeError(
                     f"{key}={getattr(settings, key)}: not with FSDP, which shards the weights; leave it out"
                 )
-    student = _student(accelerator, model, execution)
-    training = _Training(accelerator, student, loaders, task, settings, state, teacher, blocks, execution, seed, label)
+    student = student_copy(accelerator, model, execution)
+    training = Training(accelerator, student, loaders, task, settings, state, teacher, blocks, execution, seed, label)
     try:
         history = training.run(reached)
         model.load_state_dict(training.weights())
@@ -108,7 +108,7 @@ def check_execution(accelerator: Accelerator, model: nn.Module, execution: Execu
         raise RecipeError("sync_bn=true: torch's SyncBatchNorm needs GPUs; false is needed on CPUs")
 
 
-def _student(accelerator: Accelerator, model: nn.Module, execution: Execution) -> nn.Module:
+def student_copy(accelerator: Accelerator, model: nn.Module, execution: Execution) -> nn.Module:
     """A copy to train, as it is to be run."""
     check_execution(accelerator, model, execution)
     student = copy.deepcopy(model).to(accelerator.device).to(memory_format=execution.memory_format).train()
@@ -121,7 +121,7 @@ def _student(accelerator: Accelerator, model: nn.Module, execution: Execution) -
     return student
 
 
-class _Training:
+class Training:
     """What the epochs of one training share."""
 
     def __init__(
@@ -143,7 +143,7 @@ class _Training:
         self.norms = batch_norms(student) if execution.checkpoint_activations else []
         self.order = cast(EpochSampler, loaders[0].sampler)
         accelerator.gradient_accumulation_steps = settings.accumulate
-        self.objective, self.optimizer = _prepare(accelerator, student, task, settings, teacher, blocks)
+        self.objective, self.optimizer = prepare_objective(accelerator, student, task, settings, teacher, blocks)
         self.loader, self.test = (accelerator.prepare_data_loader(each) for each in loaders)
         self.ema = self.objective.get_trainable_module(ema=True)
         self.mixer = task.mixer(settings)
@@ -277,7 +277,7 @@ def _seed_step(*numbers: int) -> None:
     set_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
 
-def _prepare(
+def prepare_objective(
     accelerator: Accelerator,
     student: nn.Module,
     task: Task,

@@ -100,7 +100,7 @@ def same_bits(one, two):
 
 def interrupt(monkeypatch, *steps):
     """Ctrl-C at these of all steps that are begun from now on."""
-    real, calls = trainer_module._Training._step, []
+    real, calls = trainer_module.Training._step, []
 
     def interrupted(*arguments):
         calls.append(arguments)
@@ -108,7 +108,7 @@ def interrupt(monkeypatch, *steps):
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(trainer_module._Training, "_step", interrupted)
+    monkeypatch.setattr(trainer_module.Training, "_step", interrupted)
 
 
 def test_two_batches_a_step_are_one_of_twice_the_size(tmp_path):
@@ -178,7 +178,7 @@ def test_a_batch_too_large_says_what_would_fit(tmp_path, capsys):
 
 
 def test_memory_that_the_cpu_does_not_have(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer_module._Training, "_step", lambda *arguments: torch.empty(1 << 55))
+    monkeypatch.setattr(trainer_module.Training, "_step", lambda *arguments: torch.empty(1 << 55))
     with pytest.raises(BatchTooLargeError, match="a batch of 32 images"):
         train_baseline(tmp_path)
 
@@ -213,7 +213,7 @@ def test_what_was_learnt_is_not_given_up_for_a_smaller_batch(tmp_path, monkeypat
         interrupt(patch, 5)
         assert finetune.main(settings(tmp_path, *more)) == 130
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module._Training, "_step", lambda *arguments: torch.empty(1 << 55))
+        patch.setattr(trainer_module.Training, "_step", lambda *arguments: torch.empty(1 << 55))
         with pytest.raises(BatchTooLargeError, match="a batch of 32 images"):
             run(recipe(tmp_path, *more))
     assert json.loads((tmp_path / "state" / "baseline" / "state.json").read_text())["progress"]["step"] == 4

@@ -87,7 +87,7 @@ def test_interrupted_and_resumed_gives_the_same_bits(tmp_path, monkeypatch):
         "model.kwargs.drop_rate=0.2",
     ]
     run(recipe(tmp_path / "whole", *more))
-    real, calls = trainer_module._Training._step, []
+    real, calls = trainer_module.Training._step, []
 
     def interrupted(*arguments):
         calls.append(arguments)
@@ -95,7 +95,7 @@ def test_interrupted_and_resumed_gives_the_same_bits(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(trainer_module._Training, "_step", interrupted)
+    monkeypatch.setattr(trainer_module.Training, "_step", interrupted)
     soon = ["baseline.save_minutes=0.002", "finetune.save_minutes=0"]
     settings = [f"output={tmp_path / 'parts'}", *SMALL, *more, *soon]
     assert [finetune.main(settings) for _ in range(5)] == [130, 130, 130, 130, 0]

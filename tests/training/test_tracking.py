@@ -23,7 +23,7 @@ SMALL = [
 
 
 def test_log_and_tensorboard_after_a_resume(tmp_path, monkeypatch):
-    real, calls = trainer_module._Training._step, []
+    real, calls = trainer_module.Training._step, []
 
     def interrupted(*arguments):
         calls.append(arguments)
@@ -31,7 +31,7 @@ def test_log_and_tensorboard_after_a_resume(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(trainer_module._Training, "_step", interrupted)
+    monkeypatch.setattr(trainer_module.Training, "_step", interrupted)
     settings = [f"output={tmp_path}", *SMALL, "track=tensorboard"]
     assert finetune.main(settings) == 130
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 1 + 3
