@@ -1,19 +1,26 @@
 """How fast the accuracy comes back: scratch, converted, calibrated, distilled, each against an equal control.
 
-    python benchmarks/recovery.py --data FOLDER                       all of it: about three hours on one core
+    python benchmarks/recovery.py --data FOLDER --jobs 2 threads=1    all of it, on two cores
     python benchmarks/recovery.py --data FOLDER --seeds 1 baseline.epochs=4 --budgets 0.25
 
 The recipe's network is trained once; then every variant is fine-tuned for each budget (a share of those epochs), seed
 after seed. Below --output lie a folder for each run, recovery.md and recovery.png. The same command goes on where it
-was stopped. 'scratch' trains a freshly initialised network as the original was trained, for the budget.
+was stopped. With --jobs N, N runs go on at a time, each logged beside its folder.
+'scratch' trains a freshly initialised network as the original was trained, for the budget.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import multiprocessing
 import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from surgery.atomic_file import write_atomically
 from surgery.training import Recipe, load_recipe, run
@@ -46,15 +53,13 @@ def main(arguments: list[str] | None = None) -> int:
         recipe = load_recipe(given.recipe, settings)
         budgets = [_epochs(recipe, share) for share in given.budgets]
         original = _train(given, settings)
-        results = {
-            (name, epochs): _variant(given, settings, recipe, original, name, epochs)
-            for epochs in budgets
-            for name in VARIANTS
-        }
+        kinds = [(name, epochs) for epochs in sorted(budgets, reverse=True) for name in VARIANTS]
+        found = _each(given.jobs, _variant, [(given, settings, recipe, original, *kind) for kind in kinds])
+        results = {(name, epochs): found[kinds.index((name, epochs))] for epochs in budgets for name in VARIANTS}
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last state", file=sys.stderr)
         return 130
-    except (RecipeError, OSError) as error:
+    except (RecipeError, OSError, BrokenExecutor) as error:
         print(f"recovery.py: {error}", file=sys.stderr)
         return 2
     text = _markdown(results, budgets, recipe)
@@ -84,8 +89,35 @@ def _variant(
     if name == "scratch":
         trained = dataclasses.asdict(recipe.baseline)
         start = ["baseline.epochs=0", *(f"finetune.{key}={json.dumps(value)}" for key, value in trained.items())]
-    folder = f"{name.replace(', ', '-')}-{epochs}"
-    return _run(given, folder, [*settings, *start, *VARIANTS[name], f"finetune.epochs={epochs}"])
+    return _run(given, _folder(name, epochs), [*settings, *start, *VARIANTS[name], f"finetune.epochs={epochs}"])
+
+
+def _each(jobs: int, run: Callable[..., dict[str, Any]], tasks: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """``run(*task)`` for each task, ``jobs`` at a time; those that take longest stand first."""
+    if jobs == 1:
+        return [run(*task) for task in tasks]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
+        futures = [pool.submit(_logged, run, task) for task in tasks]
+        try:
+            for future in tqdm(as_completed(futures), "runs", len(futures), unit="run", smoothing=0):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [future.result() for future in futures]
+
+
+def _logged(run: Callable[..., dict[str, Any]], task: tuple[Any, ...]) -> dict[str, Any]:
+    """Runs at a time would write over each other's bars: each writes into a file of its own."""
+    given, *_, name, epochs = task
+    log = given.output / f"{_folder(name, epochs)}.log"
+    with log.open("w") as lines, contextlib.redirect_stdout(lines), contextlib.redirect_stderr(lines):
+        return run(*task)
+
+
+def _folder(name: str, epochs: int) -> str:
+    return f"{name.replace(', ', '-')}-{epochs}"
 
 
 def _run(given: argparse.Namespace, name: str, settings: list[str]) -> dict[str, Any]:
@@ -175,8 +207,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, default=Path("runs/recovery"), metavar="FOLDER")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--budgets", type=_shares, default=[0.05, 0.25], help="shares of baseline.epochs: 0.05,0.25")
+    parser.add_argument(
+        "--jobs", type=_jobs, default=1, metavar="N", help="runs at a time, each in a process of its own"
+    )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace the recipe's")
     return parser
+
+
+def _jobs(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: accepted is 1 or more")
+    return int(text)
 
 
 def _shares(text: str) -> list[float]:
