@@ -212,7 +212,7 @@ class Training:
         for step, (images, labels) in enumerate(self.loader, progress.step):
             _seed_step(self.seed, progress.epoch, step, self.accelerator.process_index)
             images = images.to(self.accelerator.device, memory_format=self.format)  # noqa: PLW2901
-            value = self._affordable_step(images, labels.to(self.accelerator.device))
+            value = self._affordable_step(step, images, labels.to(self.accelerator.device))
             if not math.isfinite(value):
                 raise NonFiniteLossError(self._blame(self._title(progress.epoch), value, progress.epoch, step, images))
             self.scheduler.step_update(progress.epoch * self.steps + step + 1)
@@ -232,9 +232,9 @@ class Training:
         """Of all processes together."""
         return self.order.batch_size * self.accelerator.num_processes
 
-    def _affordable_step(self, images: Tensor, labels: Tensor) -> float:
+    def _affordable_step(self, step: int, images: Tensor, labels: Tensor) -> float:
         try:
-            return self._step(images, labels)
+            return self._step(step, images, labels)
         except (RuntimeError, MemoryError) as error:
             if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not should_reduce_batch_size(error):
                 raise
@@ -245,7 +245,7 @@ class Training:
                 "the same, find_batch_size=true finds what fits; precision=bf16, checkpoint_activations=true need less"
             ) from error
 
-    def _step(self, images: Tensor, labels: Tensor) -> float:
+    def _step(self, step: int, images: Tensor, labels: Tensor) -> float:
         if self.mixer is not None:
             images, labels = self.mixer(images, labels)
         with self.accelerator.accumulate(self.objective.trainable_module):
@@ -253,7 +253,7 @@ class Training:
             value = loss.item()
             if math.isfinite(value):
                 with kept(self.norms):
-                    self.accelerator.backward(loss)
+                    self.accelerator.backward(loss * self._lacking(step))
                 if self.settings.clip_grad and self.accelerator.sync_gradients:
                     parameters = self.objective.trainable_module.parameters()
                     self.accelerator.clip_grad_norm_(parameters, self.settings.clip_grad)
@@ -262,6 +262,11 @@ class Training:
         if self.accelerator.sync_gradients:
             self.objective.update_ema()
         return value
+
+    def _lacking(self, step: int) -> float:
+        """Accelerate divides a loss by ``accumulate``, also where an epoch's last update has fewer batches."""
+        accumulate = self.settings.accumulate
+        return accumulate / min(accumulate, self.steps - step // accumulate * accumulate)
 
     def _blame(self, title: str, value: float, epoch: int, step: int, images: Tensor) -> str:
         number = step * self.accelerator.num_processes + self.accelerator.process_index

@@ -119,6 +119,14 @@ def test_two_batches_a_step_are_one_of_twice_the_size(tmp_path):
     assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 
+def test_last_step_of_an_epoch_may_have_fewer_batches(tmp_path):
+    plain = ["baseline.optimizer=sgd", "baseline.lr=0.1", "baseline.epochs=1", "baseline.warmup_epochs=0"]
+    plain += ["baseline.scheduler=step", *WITHOUT_BATCH_NORM]
+    one, _ = train_baseline(tmp_path / "one", "data.batch_size=352", *plain)
+    parts, _ = train_baseline(tmp_path / "parts", "data.batch_size=32", "baseline.accumulate=16", *plain)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(one.parameters(), parts.parameters(), strict=True))
+
+
 def test_interrupted_within_an_accumulation(tmp_path, monkeypatch):
     more = ["baseline.accumulate=3", "baseline.ema_decay=0.9"]  # 11 batches: 3, 3, 3, 2
     whole, history = train_baseline(tmp_path / "whole", *more)
