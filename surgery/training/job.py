@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -23,7 +24,7 @@ from surgery.training.data import calibration_images, make_loader
 from surgery.training.data_sets import DataSet, open_data
 from surgery.training.original import make_original
 from surgery.training.outcome import History, Measured, Outcome, plot_curves
-from surgery.training.recipe import Recipe, TrainSettings
+from surgery.training.recipe import Recipe, RecipeError, TrainSettings
 from surgery.training.segmenting import Segmenting
 from surgery.training.state import TrainingState
 from surgery.training.task import Task, watched
@@ -154,11 +155,7 @@ def run(recipe: Recipe) -> list[Measured]:
     check_tracker(recipe.track)
     output, data = Path(recipe.output), open_data(recipe.data)
     accelerator = Accelerator(mixed_precision=recipe.precision, log_with=recipe.track, project_dir=output)
-    if accelerator.is_main_process:
-        if recipe.fresh and output.exists():
-            _clear(output)
-        output.mkdir(parents=True, exist_ok=True)
-    accelerator.wait_for_everyone()
+    _open_output(accelerator, output, recipe.fresh)
     task = make_task(recipe, data)
     log = Log(accelerator, recipe, output / "log.csv")
     test = make_loader(data.test, recipe.data, training=False)
@@ -176,6 +173,25 @@ def run(recipe: Recipe) -> list[Measured]:
     job.accelerator.wait_for_everyone()
     job.accelerator.end_training()
     return job.outcome.rows
+
+
+def _open_output(accelerator: Accelerator, output: Path, fresh: bool) -> None:
+    """Make the job's folder; raise RecipeError where a process, on whatever machine, does not see the main one's."""
+    mark = output / f"seen-by-all-{broadcast_object_list([uuid.uuid4().hex])[0]}"
+    if accelerator.is_main_process:
+        if fresh and output.exists():
+            _clear(output)
+        output.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    accelerator.wait_for_everyone()
+    blind = [number for number, seen in enumerate(gather_object([mark.exists()])) if not seen]
+    if accelerator.is_main_process:
+        mark.unlink()
+    if blind:
+        raise RecipeError(
+            f"output={output}: process {blind[0]} does not see what process 0 writes there; "
+            "it must be one folder that all machines share, for a job goes on from the state in it"
+        )
 
 
 def make_execution(recipe: Recipe) -> Execution:

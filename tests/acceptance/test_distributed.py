@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -69,6 +70,32 @@ def test_when_one_is_killed_all_end_and_the_same_command_goes_on(tmp_path):
     assert process.returncode not in (0, None)
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
     assert "logits identical" in finish(arguments)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_two_machines_share_one_folder(tmp_path):
+    for code, error in on_two_machines(tmp_path / "one", tmp_path / "two"):
+        assert code == 2
+        assert "process 1 does not see what process 0 writes there; it must be one folder" in error
+    for code, error in on_two_machines(tmp_path / "shared", tmp_path / "shared"):
+        assert code == 0, error[-3000:]
+    assert (tmp_path / "shared" / "m.safetensors").exists()
+    assert not list((tmp_path / "shared").glob("seen-by-all-*"))
+
+
+def on_two_machines(*outputs):
+    """Exit codes and errors of a job's two processes, as launchers on two machines start them: one on each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank, output in enumerate(outputs):
+        arguments = command(output, 1, "baseline.epochs=1", "finetune.epochs=0", "data.batch_size=35")
+        place = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = os.environ | {key: str(value) for key, value in place.items()}
+        processes.append(subprocess.Popen(arguments, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
+    errors = [each.communicate(timeout=240)[1] for each in processes]
+    return [(each.returncode, error) for each, error in zip(processes, errors, strict=True)]
 
 
 def children(parent):
