@@ -30,7 +30,10 @@ class Log:
         self.rows: dict[str, list[dict[str, Any]]] = {}
         self.epochs = 0  # of all trainings, since wandb drops what has a lower step than it has seen
         if recipe.track:
-            accelerator.init_trackers("surgery", {"recipe": yaml.safe_dump(recipe.to_dict())})
+            try:
+                accelerator.init_trackers("surgery", {"recipe": yaml.safe_dump(recipe.to_dict())})
+            except Exception as error:  # each tracker has its own, for a missing key, server or folder
+                raise RecipeError(f"track={recipe.track}: {error}") from error
 
     def write(self, training: str, history: list[dict[str, Any]]) -> None:
         """The rows of a training so far; those that are new go to the tracker."""

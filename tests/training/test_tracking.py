@@ -55,6 +55,12 @@ def test_log_and_tensorboard_after_a_resume(tmp_path, monkeypatch):
     assert seen == [(3 + n, pytest.approx(row["loss"])) for n, row in enumerate(curves["converted"][0])]
 
 
+def test_a_tracker_that_cannot_start(tmp_path, capsys):
+    (tmp_path / "surgery").write_text("where TensorBoard's folder would be")
+    assert finetune.main([f"output={tmp_path}", *SMALL, "track=tensorboard"]) == 2
+    assert "finetune.py: track=tensorboard: " in capsys.readouterr().err
+
+
 def test_a_tracker_that_is_not_installed(tmp_path):
     absent = [name for name, is_available in AVAILABLE.items() if not is_available()]
     if not absent:
