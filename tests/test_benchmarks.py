@@ -1,5 +1,6 @@
 """The scripts of benchmarks/, as far as they go without the machine they are for."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -18,3 +19,38 @@ def test_the_published_algorithm_computes_what_pix_is():
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "agree" in done.stdout
+
+
+@pytest.fixture
+def recovery(monkeypatch, tmp_path):
+    """The command ``recovery.py``, on a light network and the quickstart's images."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    command = importlib.import_module("recovery").main
+    light = ["model.kwargs={num_classes: 10, channels: [8, 16, 32, 32], layers: [1, 1, 1, 1]}", "data.image_size=16"]
+    light += [
+        "data.batch_size=359",
+        "baseline.epochs=1",
+        "surgery.calibrate=64",
+        "finetune.block_weight=1",
+        "threads=1",
+    ]
+    recipe = str(SCRIPTS.parent / "recipes" / "quickstart.yaml")
+    return lambda *more: command(["--recipe", recipe, "--output", str(tmp_path), "--seeds", "2", *more, *light])
+
+
+def test_recovery_of_every_variant_against_its_control(recovery, tmp_path, capsys):
+    assert recovery("--budgets", "0.2") == 2
+    assert capsys.readouterr().err == "recovery.py: --budgets 0.2: less than one of baseline.epochs=1\n"
+    assert recovery("--budgets", "1", "--jobs", "2") == 0
+    table = (tmp_path / "recovery.md").read_text()
+    for name in ("calibrated, distilled", "calibrated", "converted", "scratch"):
+        (row,) = (line for line in table.splitlines() if line.startswith(f"| {name} | 1 | "))
+        *_, after, control, difference, _ = (part.strip() for part in row.split("|"))
+        assert " ± " in after
+        expected = float(after.split()[0]) - float(control.split()[0])
+        assert float(difference) == pytest.approx(expected, abs=0.011)
+    assert (tmp_path / "recovery.png").read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
+    assert recovery("--budgets", "1") == 0  # all of it is there
+    assert "==" not in capsys.readouterr().out
+    assert (tmp_path / "recovery.md").read_text() == table
