@@ -38,6 +38,7 @@ def recovery(monkeypatch, tmp_path):
     return lambda *more: command(["--recipe", recipe, "--output", str(tmp_path), "--seeds", "2", *more, *light])
 
 
+@pytest.mark.slow
 def test_recovery_of_every_variant_against_its_control(recovery, tmp_path, capsys):
     assert recovery("--budgets", "0.2") == 2
     assert capsys.readouterr().err == "recovery.py: --budgets 0.2: less than one of baseline.epochs=1\n"

@@ -73,10 +73,15 @@ def test_when_one_is_killed_all_end_and_the_same_command_goes_on(tmp_path):
 
 
 @pytest.mark.usefixtures("on_cpu")
-def test_two_machines_share_one_folder(tmp_path):
+def test_two_machines_with_a_folder_each(tmp_path):
     for code, error in on_two_machines(tmp_path / "one", tmp_path / "two"):
         assert code == 2
         assert "process 1 does not see what process 0 writes there; it must be one folder" in error
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("on_cpu")
+def test_two_machines_share_one_folder(tmp_path):
     for code, error in on_two_machines(tmp_path / "shared", tmp_path / "shared"):
         assert code == 0, error[-3000:]
     assert (tmp_path / "shared" / "m.safetensors").exists()

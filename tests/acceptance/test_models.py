@@ -30,11 +30,11 @@ TIMM = [
     "mnasnet_100",
     "ghostnet_100",
     "inception_v3",
-    "vgg16_bn",
+    pytest.param("vgg16_bn", marks=pytest.mark.slow),
     "convnext_tiny",
     "dpn68",
 ]
-TORCHVISION = ["resnet50", "mobilenet_v2", "vgg16_bn", "densenet121", "googlenet"]
+TORCHVISION = ["resnet50", "mobilenet_v2", pytest.param("vgg16_bn", marks=pytest.mark.slow), "densenet121", "googlenet"]
 NOTHING_TO_CONVERT = {"resnet18", "regnety_016", "ghostnet_100", "vgg16_bn", "convnext_tiny"}
 
 
