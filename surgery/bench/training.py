@@ -31,6 +31,7 @@ from surgery.training.data_sets import open_data
 from surgery.training.job import make_execution, make_task
 from surgery.training.non_finite import NonFiniteLossError
 from surgery.training.original import make_original
+from surgery.training.precision import precision_here
 from surgery.training.recipe import Recipe, RecipeError, TrainSettings
 from surgery.training.state import Progress, TrainingState
 from surgery.training.task import Task
@@ -87,7 +88,7 @@ def bench_training(recipe: Recipe, *, seconds: float = 10.0) -> TrainingResult:
     Raises:
         RecipeError, SurgeryError, OSError: what would stop the job as well.
     """
-    accelerator = Accelerator(mixed_precision=recipe.precision)
+    accelerator = Accelerator(mixed_precision=precision_here(recipe.precision))
     try:
         with threads_set_to(recipe.threads or None), tempfile.TemporaryDirectory() as folder:
             setup = _set_up(recipe, accelerator)
@@ -203,7 +204,7 @@ def _bare(setup: _Setup) -> Callable[[], object]:
     optimizer: torch.optim.Optimizer = prepared.optimizer  # type: ignore[attr-defined]
     for group in optimizer.param_groups:
         group["lr"] = 1e-9  # one batch over and over would be learnt by heart, down to gradients that are denormal
-    scaler = torch.amp.GradScaler(device.type, enabled=setup.recipe.precision == "fp16")
+    scaler = torch.amp.GradScaler(device.type, enabled=accelerator.mixed_precision == "fp16")
     images, labels = _batch(setup)
     objective.train()
     turn = itertools.count(1)

@@ -7,6 +7,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
+from surgery.bfloat16 import computes_in_bfloat16
 from surgery.calibration.targets import Target
 from surgery.graph.paused import Forward, PausableModel
 
@@ -85,12 +86,9 @@ class Passes:
 def fast_dtype(model: nn.Module) -> torch.dtype | None:
     """bfloat16 where a float32 model runs faster in it, by instructions of the processor's or device's own."""
     parameter = next(model.parameters())
-    if parameter.dtype != torch.float32:
+    if parameter.dtype != torch.float32 or not computes_in_bfloat16(parameter.device):
         return None
-    if parameter.device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
-    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)() if parameter.device.type == "cpu" else {}
-    return torch.bfloat16 if known.get("avx512_bf16") or known.get("amx_bf16") else None
+    return torch.bfloat16
 
 
 def _affordable(found: list[Target], given: list[Tensor], numbers: float) -> list[int]:

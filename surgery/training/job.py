@@ -24,6 +24,7 @@ from surgery.training.data import calibration_images, make_loader
 from surgery.training.data_sets import DataSet, open_data
 from surgery.training.original import make_original
 from surgery.training.outcome import History, Measured, Outcome, plot_curves
+from surgery.training.precision import precision_here
 from surgery.training.recipe import Recipe, RecipeError, TrainSettings
 from surgery.training.segmenting import Segmenting
 from surgery.training.state import TrainingState
@@ -154,7 +155,8 @@ def run(recipe: Recipe) -> list[Measured]:
         torch.set_num_threads(recipe.threads)
     check_tracker(recipe.track)
     output, data = Path(recipe.output), open_data(recipe.data)
-    accelerator = Accelerator(mixed_precision=recipe.precision, log_with=recipe.track, project_dir=output)
+    precision = precision_here(recipe.precision)
+    accelerator = Accelerator(mixed_precision=precision, log_with=recipe.track, project_dir=output)
     _open_output(accelerator, output, recipe.fresh)
     task = make_task(recipe, data)
     log = Log(accelerator, recipe, output / "log.csv")
@@ -296,7 +298,12 @@ def _write(job: Job, tuned: nn.Module) -> None:
     surgery.save(tuned, path, preprocessing=_preprocessing(job))
     same = _same_logits(job, tuned, surgery.load(path, job.accelerator.device))
     plot_curves(job.output / "curve.png", outcome.metric, outcome.curves, outcome.rows[:2])
-    outcome.write_json(job.output / "results.json", recipe=job.recipe.to_dict(), reloaded_identical=same)
+    outcome.write_json(
+        job.output / "results.json",
+        recipe=job.recipe.to_dict(),
+        precision=job.accelerator.mixed_precision,
+        reloaded_identical=same,
+    )
     job.say("\n" + outcome.table())
     job.say(f"\n{path} reloaded: logits {'identical' if same else 'DIFFERENT'} on {len(job.data.test)} test images")  # type: ignore[arg-type]
     job.say(f"curve: {job.output / 'curve.png'}   numbers: {job.output / 'results.json'}")

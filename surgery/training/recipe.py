@@ -14,6 +14,7 @@ from surgery.errors import check_choice
 from surgery.segmentation import View
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
+PRECISIONS = ("auto", "no", "fp16", "bf16")
 SCHEDULERS = ("cosine", "tanh", "step", "multistep", "poly")  # timm's that need nothing but the epochs
 SEGMENTATION = ("cityscapes", "segmentation_folder")
 
@@ -194,8 +195,9 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole job. ``output`` is its folder, ``fresh`` starts over, ``precision`` is Accelerate's (no, fp16, bf16),
-    ``channels_last`` the memory format of networks and images (faster on most machines), ``threads`` torch's.
+    """A whole job. ``output`` is its folder, ``fresh`` starts over, ``precision`` is Accelerate's (no, fp16, bf16) or
+    ``auto``: bf16 where the machine has instructions for it, else fp16 on CUDA and no elsewhere. ``channels_last`` is
+    the memory format of networks and images (faster on most machines), ``threads`` torch's.
     ``sync_bn`` lets the GPUs of a job share BatchNorm's statistics, ``compile`` trains through torch.compile,
     ``checkpoint_activations`` computes activations twice instead of keeping them (timm's grad_checkpointing), and
     ``track`` reports to tensorboard, wandb or mlflow besides the CSV file.
@@ -240,7 +242,7 @@ class Recipe:
         if self.baseline.keep_best:
             raise RecipeError("baseline.keep_best=true: best.safetensors is of the fine-tuning; false is needed")
         self.data.check()
-        check_key("precision", self.precision, ("no", "fp16", "bf16"))
+        check_key("precision", self.precision, PRECISIONS)
         if self.track is not None:
             check_key("track", self.track, TRACKERS)
         if self.compile and self.finetune.block_weight:

@@ -1,0 +1,27 @@
+"""The precision that a recipe asks for, as it is on this machine."""
+
+import warnings
+
+import torch
+from accelerate import PartialState
+
+from surgery.bfloat16 import computes_in_bfloat16
+
+
+def precision_here(asked: str) -> str:
+    """Accelerate's name (no, fp16, bf16) of what ``asked``, a recipe's ``precision``, is here.
+
+    Warns where bf16 was asked for by name and is only emulated.
+    """
+    device: torch.device = PartialState().device
+    if asked == "auto":
+        if computes_in_bfloat16(device):
+            return "bf16"
+        return "fp16" if device.type == "cuda" else "no"
+    if asked == "bf16" and device.type in ("cpu", "cuda") and not computes_in_bfloat16(device):
+        warnings.warn(
+            f"precision=bf16: this {device.type} device only emulates bfloat16, many times slower than float32; "
+            "precision=auto takes what is fast here",
+            stacklevel=2,
+        )
+    return asked
