@@ -146,9 +146,10 @@ class TrainSettings:
     A state to resume from is written every ``save_minutes`` and after each epoch; the last ``keep`` of them stay. With
     ``finetune.keep_best`` the network of the best epoch is written beside, to best.safetensors.
     ``distill_weight`` is the share of the loss that comes from the teacher's logits (0: labels only), ``block_weight``
-    what is added of the error of the converted blocks' outputs (as a share of their variance). A baseline of 0
-    epochs leaves the original as it was initialised, so that the fine-tuning is a training from scratch; a fine-tuning
-    of 0 epochs leaves the network as surgery and calibration made it.
+    what is added of the error of the converted blocks' outputs (as a share of their variance); with ``block_fade`` it
+    falls from epoch to epoch, to 0 in the last of several. A baseline of 0 epochs leaves the original as it was
+    initialised, so that the fine-tuning is a training from scratch; a fine-tuning of 0 epochs leaves the network as
+    surgery and calibration made it.
     """
 
     epochs: int = 10
@@ -171,6 +172,7 @@ class TrainSettings:
     distill_weight: float = 0.0
     temperature: float = 1.0
     block_weight: float = 0.0
+    block_fade: bool = False
 
     def check(self, name: str) -> None:
         """Raise RecipeError for what cannot be, under the name of the group that holds it."""
@@ -191,6 +193,12 @@ class TrainSettings:
     def distills(self) -> bool:
         """Whether a teacher is needed."""
         return self.distill_weight > 0 or self.block_weight > 0
+
+    def block_weight_in(self, epoch: int) -> float:
+        """``block_weight`` as it is in an epoch, counted from 0."""
+        if not self.block_fade or self.epochs < 2:
+            return self.block_weight
+        return self.block_weight * (1 - epoch / (self.epochs - 1))
 
 
 @dataclass(frozen=True)

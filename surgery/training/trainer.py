@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from surgery.training.block_distillation import distillation_options
+from surgery.training.block_distillation import BlockDistillationTask, distillation_options
 from surgery.training.non_finite import NonFiniteLossError, first_non_finite
 from surgery.training.order import EpochSampler
 from surgery.training.recipe import RecipeError, TrainSettings
@@ -209,6 +209,8 @@ class Training:
         """Take the steps that an epoch lacks, one at a time; yields the number and the loss of each."""
         self.order.begin(progress.epoch, progress.step * self._images_per_step())
         self.objective.train()
+        if isinstance(self.objective, BlockDistillationTask):
+            self.objective.block_weight = self.settings.block_weight_in(progress.epoch)
         for step, (images, labels) in enumerate(self.loader, progress.step):
             _seed_step(self.seed, progress.epoch, step, self.accelerator.process_index)
             images = images.to(self.accelerator.device, memory_format=self.format)  # noqa: PLW2901

@@ -142,6 +142,25 @@ def test_learns_from_blocks_without_labels(tmp_path):
     assert history["control"][0][0]["loss"] < history["converted"][0][0]["loss"]
 
 
+def test_blocks_fade_from_epoch_to_epoch_also_after_an_interruption(tmp_path, monkeypatch):
+    real, weights = trainer_module.Training._step, []
+
+    def watched(training, step, *batch):
+        if step == 0:
+            weights.append(getattr(training.objective, "block_weight", None))
+            if len(weights) == 4:
+                raise KeyboardInterrupt
+        return real(training, step, *batch)
+
+    monkeypatch.setattr(trainer_module.Training, "_step", watched)
+    more = ["baseline.epochs=0", "finetune.epochs=3", "finetune.block_weight=20.0", "finetune.block_fade=true"]
+    settings = [f"output={tmp_path}", *SMALL, *more, "data.batch_size=359", "control=true"]
+    assert finetune.main(settings) == 130
+    assert finetune.main(settings) == 0
+    # the converted network's three epochs, then the control's, whose first is begun twice
+    assert weights == [20.0, 10.0, 0.0, 20.0, 20.0, 10.0, 0.0]
+
+
 def test_a_loss_that_is_not_finite_stops_with_its_place(tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"train \d/2: the loss is (nan|inf).* at step"):
         run(recipe(tmp_path, "baseline.lr=1e30", "baseline.optimizer=sgd", "baseline.warmup_epochs=0"))

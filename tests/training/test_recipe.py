@@ -22,6 +22,18 @@ def test_overrides_are_typed():
     assert load_recipe(RECIPES[0], ["precision=no"]).precision == "no"
 
 
+def test_blocks_fade_to_nothing_in_the_last_of_several_epochs():
+    def weights(epochs, fade):
+        train = load_recipe(
+            RECIPES[0], [f"finetune.epochs={epochs}", "finetune.block_weight=8.0", f"finetune.block_fade={fade}"]
+        ).finetune
+        return [train.block_weight_in(epoch) for epoch in range(epochs)]
+
+    assert weights(3, "false") == [8.0, 8.0, 8.0]
+    assert weights(5, "true") == [8.0, 6.0, 4.0, 2.0, 0.0]
+    assert weights(1, "true") == [8.0]
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
