@@ -4,6 +4,7 @@ import warnings
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 from surgery.bfloat16 import computes_in_bfloat16
 
@@ -13,7 +14,8 @@ def precision_here(asked: str) -> str:
 
     Warns where bf16 was asked for by name and is only emulated.
     """
-    device: torch.device = PartialState().device
+    # as Accelerate itself begins: without the flag, processes on CPUs would be none of one job
+    device: torch.device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
     if asked == "auto":
         if computes_in_bfloat16(device):
             return "bf16"

@@ -42,13 +42,15 @@ def finish(arguments):
 
 @pytest.mark.usefixtures("on_cpu")
 def test_two_processes_are_one_with_twice_the_batch(tmp_path):
-    assert "logits identical on 360 test images" in finish(command(tmp_path / "two", 2, "data.batch_size=35"))
-    finish(command(tmp_path / "one", 1, "data.batch_size=70"))
+    # at the recipe's own rate rounding alone, such as another number of threads, grows to 0.3 % of the loss
+    gentle = ["baseline.lr=3e-4", "finetune.lr=3e-4"]
+    assert "logits identical on 360 test images" in finish(command(tmp_path / "two", 2, "data.batch_size=35", *gentle))
+    finish(command(tmp_path / "one", 1, "data.batch_size=70", *gentle))
     two, one = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("two", "one"))
     for curve in ("original", "converted"):
         for row, expected in zip(two["curves"][curve][0], one["curves"][curve][0], strict=True):
-            assert row["loss"] == pytest.approx(expected["loss"], rel=2e-3)
-            assert row["accuracy"] == pytest.approx(expected["accuracy"], abs=2.0)  # some images are close calls
+            assert row["loss"] == pytest.approx(expected["loss"], rel=3e-4)
+            assert row["accuracy"] == pytest.approx(expected["accuracy"], abs=1.0)  # some images are close calls
     # the network of the same weights is judged on 360 images by either, though 360 is no multiple of 2 × 35
     assert two["rows"][0]["accuracy"] * 3.6 == pytest.approx(round(two["rows"][0]["accuracy"] * 3.6), abs=1e-3)
 
