@@ -9,6 +9,7 @@ from torch import Tensor
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean variance of the features
 FIT, HELD = 0, 1
 JUDGED = 64  # outputs that a ridge is chosen by
+FIRMER = 4  # times a ridge may grow a hundredfold: from rounding to the size of what is summed
 PRECISION = 1e-7  # of sums of float32 products: a variance below it, as a share of the square, is rounding
 
 
@@ -93,14 +94,23 @@ class NormalEquations:
                 break
         _, ridge, number = best
         everything = torch.arange(self.xt.shape[3], device=self.xt.device)
-        (fitted,) = self._ridge([FIT], [priors[number]], ridge, intercept, everything)
-        ((weight, constant),) = self._ridge([FIT, HELD], [priors[number]], ridge, intercept, everything)
+        (fitted,) = self._ridge([FIT], [priors[number]], ridge, intercept, everything, firm=True)
+        ((weight, constant),) = self._ridge([FIT, HELD], [priors[number]], ridge, intercept, everything, firm=True)
         return Solution(weight, constant, ridge=ridge, r2=self.r2(*fitted))
 
     def _ridge(
-        self, parts: list[int], priors: list[Tensor], ridge: float, intercept: bool, outputs: Tensor
+        self,
+        parts: list[int],
+        priors: list[Tensor],
+        ridge: float,
+        intercept: bool,
+        outputs: Tensor,
+        firm: bool = False,
     ) -> list[tuple[Tensor, Tensor]]:
-        """Weight and intercept of some outputs for each prior, of these outputs too."""
+        """Weight and intercept of some outputs for each prior, of these outputs too.
+
+        With too little ridge for the precision of the sums they are infinite; ``firm`` adds as much as is needed.
+        """
         xx, xt, x, t = self._raw(parts, outputs)
         least = PRECISION * torch.diagonal(xx, dim1=-2, dim2=-1).mean(-1)
         if intercept:
@@ -110,6 +120,13 @@ class NormalEquations:
         shift = (ridge * diagonal.mean(-1)).clamp(min=1e-30).maximum(least)[:, None]
         diagonal += shift
         factor, failed = torch.linalg.cholesky_ex(xx)
+        for _ in range(FIRMER if firm else 0):
+            if not failed.any():
+                break
+            more = torch.where(failed[:, None] > 0, 99 * shift, 0.0)
+            diagonal += more
+            shift = shift + more
+            factor, failed = torch.linalg.cholesky_ex(xx)
         right = torch.cat([xt + shift[..., None] * prior.mT for prior in priors], dim=2)
         # too little ridge for the precision of the sums: a solution that no other is worse than
         solved = torch.cholesky_solve(right, factor).masked_fill((failed > 0)[:, None, None], torch.inf)

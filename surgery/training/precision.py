@@ -22,7 +22,7 @@ def precision_here(asked: str) -> str:
         return "fp16" if device.type == "cuda" else "no"
     if asked == "bf16" and device.type in ("cpu", "cuda") and not computes_in_bfloat16(device):
         warnings.warn(
-            f"precision=bf16: this {device.type} device only emulates bfloat16, many times slower than float32; "
+            f"precision=bf16: as far as torch knows, this {device.type} device only emulates bfloat16, which is slow; "
             "precision=auto takes what is fast here",
             stacklevel=2,
         )

@@ -97,3 +97,17 @@ def test_moments_of_what_a_weight_gives():
     assert sums.finite
     sums.add(x[:1] * torch.nan, torch.zeros(1, 2, 1), held=False)
     assert not sums.finite
+
+
+@pytest.mark.parametrize("parts", [(0, 1), (1,)])
+def test_sums_that_rounding_made_indefinite_stay_near_the_prior(parts):
+    sums = NormalEquations(1, 4, 3, torch.device("cpu"))
+    for held in (False, True):
+        sums.add(torch.ones(64, 1, 4), torch.full((64, 1, 3), 2.0), held=held)
+    for part in parts:  # an error of one in a million, as other orders of summation have it
+        sums.xx[part] -= 64e-6 * torch.eye(4, dtype=torch.float64)
+    prior = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = sums.solve([prior])
+    torch.testing.assert_close(found.weight, prior, rtol=0.2, atol=0.2)
+    predicted = found.weight.sum(-1) + found.intercept
+    torch.testing.assert_close(predicted, torch.full_like(predicted, 2.0))
