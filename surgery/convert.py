@@ -11,7 +11,7 @@ from surgery.checked_model import check_model
 from surgery.edit import apply
 from surgery.errors import NoSitesError
 from surgery.graph.skeleton import copied
-from surgery.matching import match_for
+from surgery.matching import check_match, match_for
 from surgery.plan import Plan, plan
 
 
@@ -21,7 +21,7 @@ def convert(
     *,
     inplace: bool = False,
     strict: bool = False,
-    match: bool | None = None,
+    match: bool | str | None = None,
     calibrate: Iterable[Any] | Tensor | None = None,
     images: int | None = 1024,
     **arguments: Any,
@@ -33,7 +33,8 @@ def convert(
         method: a registered method: ``pix``, ``squeeze-conv``.
         strict: raise instead of warning where there is nothing to convert.
         match: first bring the channels into an order that suits the sites (:func:`surgery.match`), which changes
-            nothing of what the model computes. Default: where it is calibrated.
+            nothing of what the model computes, but the order of the channels that ``forward_features`` and
+            ``forward_intermediates`` return; ``"inside"`` leaves that. Default: True where it is calibrated.
         calibrate: unlabelled images, as for :func:`surgery.calibrate`: fit what follows the sites to what the original
             computes there. Most of the accuracy that surgery takes comes back so, in seconds to minutes.
         images: at most so many are drawn from ``calibrate``; None takes all.
@@ -47,6 +48,7 @@ def convert(
         ValueError, TypeError, TraceError: as :func:`surgery.plan`; ValueError for a model on the meta device.
     """
     check_model(model, weights=True)
+    check_match(match)
     decided = plan(model, method, **arguments)
     if not decided.edits:
         message = (
@@ -56,10 +58,12 @@ def convert(
             raise NoSitesError(f"{message}\n{decided}")
         warnings.warn(message, stacklevel=2)
         return model if inplace else copied(model)
+    for note in decided.notes:
+        warnings.warn(note, stacklevel=2)
     if not inplace:
         model = copied(model)
     if match or (match is None and calibrate is not None):
-        match_for(decided, model)
+        match_for(decided, model, inside=match == "inside")
     if calibrate is None:
         return carry_out(decided, model)
     original, kept = copied(model), decided.kept_outputs(model)

@@ -76,11 +76,16 @@ def cost(model: nn.Module, input_size: Sequence[int] | None = None) -> Cost:
     check_model(model)
     graph = record(model, input_size)
     costs = {node: node_cost(graph, node) for node in graph}
-    total = sum(costs.values(), OpCost())
+    total = graph_cost(graph)
     width = next((p.element_size() for p in model.parameters()), 4)
     sites = tuple(_site_costs(model, graph, costs, width))
     params = sum(p.numel() for p in model.parameters())
     return Cost(total.macs, total.flops, params, total.memory * width, sites, graph.input_shape)
+
+
+def graph_cost(graph: ModelGraph) -> OpCost:
+    """Cost of a whole recorded forward for one image."""
+    return sum((node_cost(graph, node) for node in graph), OpCost())
 
 
 def _site_costs(model: nn.Module, graph: ModelGraph, costs: dict[fx.Node, OpCost], width: int) -> list[SiteCost]:

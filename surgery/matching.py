@@ -5,6 +5,7 @@ consumers of a stream are reordered together, nothing of what the network comput
 linear assignment such that each subset holds the channels that weigh most in a row of the replaced convolution.
 """
 
+import copy
 import hashlib
 from dataclasses import dataclass
 from typing import Any, cast
@@ -23,6 +24,8 @@ from surgery.ops import reference
 from surgery.plan import Plan, plan
 
 ROUNDS = 10
+THROUGHOUT = "channels reordered: forward_features and forward_intermediates return them in another order"
+INSIDE = "channels reordered inside blocks: feature maps keep their order"
 
 
 @dataclass
@@ -45,14 +48,21 @@ class _Reader:
     outputs: Group
 
 
-def match(model: nn.Module, method: str = "pix", *, inplace: bool = False, **arguments: Any) -> nn.Module:
+def match(
+    model: nn.Module, method: str = "pix", *, inside: bool = False, inplace: bool = False, **arguments: Any
+) -> nn.Module:
     """The same network with its channels in an order that suits the sites of a conversion.
 
     To be converted with the same arguments; :func:`surgery.convert` does both where it calibrates. A stream stays as
-    it is where the graph analysis does not understand all that reads or writes it.
+    it is where the graph analysis does not understand all that reads or writes it. The model's outputs keep their
+    order; the feature maps of timm's ``forward_features`` and ``forward_intermediates`` have their channels in another
+    one, unless ``inside``.
 
     Args:
         model, method, **arguments: as for :func:`surgery.convert`.
+        inside: leave the order of all that ``forward_features`` and ``forward_intermediates`` return. In a ResNet those
+            are the streams that squeezes read, so only the squeezes' own outputs are ordered then, which recovers less
+            (``docs/recovery.md``).
         inplace: reorder the model itself.
 
     Returns:
@@ -63,13 +73,21 @@ def match(model: nn.Module, method: str = "pix", *, inplace: bool = False, **arg
     """
     check_model(model, weights=True)
     result = model if inplace else copied(model)
-    match_for(plan(model, method, **arguments), result)
+    match_for(plan(model, method, **arguments), result, inside=inside)
     return result
 
 
-def match_for(decided: Plan, model: nn.Module) -> None:
+def check_match(value: object) -> None:
+    """Raise ValueError for a ``match`` argument that is not True, False, None or ``inside``."""
+    if not (value is None or isinstance(value, bool) or value == "inside"):
+        raise ValueError(f"match={value!r}: True, False, None or 'inside' is needed")
+
+
+def match_for(decided: Plan, model: nn.Module, *, inside: bool = False) -> None:
     """:func:`match` in place, for a plan that was made for the model."""
     channels = channel_groups(record(model, decided.input_size))
+    if inside:
+        _freeze_features(channels, model, decided.input_size)
     orders = _orders(decided, model, channels)
     if not orders:
         return
@@ -77,7 +95,25 @@ def match_for(decided: Plan, model: nn.Module) -> None:
     keep = {name: narrowing.kept(name, orders) for name in narrowing.widths()}
     narrow_modules(model, narrowing.widths(), keep)
     digest = hashlib.blake2b(repr(sorted(keep.items())).encode(), digest_size=8).hexdigest()
-    setattr(model, HISTORY, (*history(model), Edit(MATCH, "", arguments={"order": digest}, note="channels reordered")))
+    setattr(
+        model,
+        HISTORY,
+        (*history(model), Edit(MATCH, "", arguments={"order": digest}, note=INSIDE if inside else THROUGHOUT)),
+    )
+
+
+def _freeze_features(channels: Channels, model: nn.Module, size: tuple[int, ...]) -> None:
+    """Freeze the channels of the feature maps that timm's further forwards return."""
+    for method in ("forward_features", "forward_intermediates"):
+        if not hasattr(model, method):
+            continue
+        view = copy.copy(model)  # the same modules, called another way
+        view.__class__ = type(type(model).__name__, (type(model),), {"forward": getattr(type(model), method)})
+        returned = channel_groups(record(view, size)).returned
+        writers = {name for group in returned for name in group.root().producers}
+        for group in (segment.root() for segments in channels.writes.values() for segment in segments):
+            if writers.intersection(group.producers):
+                group.frozen = group.frozen or f"{method} returns it"
 
 
 def _orders(decided: Plan, model: nn.Module, channels: Channels) -> dict[Group, list[int]]:
@@ -90,7 +126,11 @@ def _orders(decided: Plan, model: nn.Module, channels: Channels) -> dict[Group, 
             streams.setdefault(channels.reads[edit.site][0].root(), []).append(found)
     orders: dict[Group, list[int]] = {}
     for stream, readers in streams.items():
-        orders[stream] = _arranged(readers).tolist()
+        if stream.frozen:
+            for reader in readers:
+                _settle(reader, np.arange(stream.width))
+        else:
+            orders[stream] = _arranged(readers).tolist()
         for reader in readers:
             if reader.free:
                 order = list(range(reader.outputs.width))
@@ -106,7 +146,7 @@ def _reader(model: nn.Module, channels: Channels, edit: Edit, kept: list[int] | 
     if grouping is None or len(segments) != 1 or len(outputs) != 1:
         return None
     stream, out = segments[0].root(), outputs[0].root()
-    if stream.frozen or stream.multiple > 1 or stream.width != width[0] or width[0] == width[1]:
+    if stream.multiple > 1 or stream.width != width[0] or width[0] == width[1]:
         return None
     kept = kept or list(range(out.width))
     weight = cast(Tensor, submodule(model, site).weight).detach().float().flatten(1).cpu().numpy()[kept]

@@ -3,12 +3,13 @@
 import copy
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from surgery.checked_model import check_model
+from surgery.cost import graph_cost
 from surgery.edit import Edit, apply
 from surgery.errors import SurgeryError, TraceError, check_choice
 from surgery.graph import ModelGraph, record
@@ -17,7 +18,7 @@ from surgery.methods.registry import Method, Proposal, configure, method_named
 from surgery.narrow import Narrowing
 from surgery.request import Request, Zeta
 from surgery.sites import Skipped
-from surgery.table import table
+from surgery.table import si, table
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Plan:
         edits: everything to do, in order (a narrowing first, where there is one).
         skipped: candidates passed over, with the reason each.
         input_size: (C, H, W) of the image on which the model was recorded.
+        notes: what a reader should know before carrying it out, a sentence each.
     """
 
     edits: tuple[Edit, ...]
@@ -37,6 +39,7 @@ class Plan:
     mode: str
     importance: str = "l1"
     narrowing: Narrowing | None = field(default=None, repr=False, compare=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def sites(self) -> tuple[Edit, ...]:
@@ -69,6 +72,7 @@ class Plan:
         for reason, count in Counter(item.reason for item in self.skipped).most_common():
             names = [item.name for item in self.skipped if item.reason == reason]
             lines.append(f"  {count} × {reason}: {', '.join(names[:3])}{', …' if count > 3 else ''}")
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 
@@ -93,9 +97,10 @@ def plan(
     Args:
         model: any nn.Module that maps an image batch (N, C, H, W); also on the meta device.
         method: a registered method: ``pix``, ``squeeze-conv``.
-        zeta: the network's dominating ratio C_in / C_out, a whole number >= 1, or a dict of name patterns. Every site
-            keeps its own ratio; a zeta above the dominating one narrows all in proportion, a smaller one changes
-            nothing. In the modes that insert, each inserted module's ratio (``prune``: 1 by default).
+        zeta: a whole number >= 1, or a dict of name patterns, to be compared with the network's own ratio: width of its
+            residual stream ÷ width of a block's squeeze (4 for every ResNet). Every site keeps its own C_in / C_out; a
+            zeta above the network's narrows all in proportion, which ``notes`` says, a smaller one changes nothing. In
+            the modes that insert, each inserted module's ratio (``prune``: 1 by default).
         mode: ``squeeze``, ``downscale`` or ``prune``.
         include, exclude: name patterns (shell style; ``layer3`` also means what lies below it).
         insert: name patterns of the spatial convolutions to insert before.
@@ -133,7 +138,37 @@ def plan(
     if proposal.narrowing is not None:
         edits = (proposal.narrowing.edit(), *edits)
     skipped = tuple(sorted(proposal.skipped, key=lambda item: item.reason))
-    return Plan(edits, skipped, graph.input_shape, method, mode, importance, proposal.narrowing)
+    notes = []
+    if proposal.narrowing is not None and proposal.own_ratio is not None:
+        notes.append(_narrowing_note(model, graph, chosen, request, config, edits, proposal.own_ratio))
+    return Plan(edits, skipped, graph.input_shape, method, mode, importance, proposal.narrowing, tuple(notes))
+
+
+def _narrowing_note(
+    model: nn.Module,
+    graph: ModelGraph,
+    method: Method,
+    request: Request,
+    config: Any,
+    edits: Sequence[Edit],
+    own_ratio: int,
+) -> str:
+    """That a zeta narrows the network, what is left of its MACs, and what would be left without."""
+    without = _rehearsed(model, graph, method, replace(request, zeta=None), config)
+    before, narrowed, same_width = (
+        graph_cost(g).macs for g in (graph, _converted(model, graph, edits), _converted(model, graph, without.edits))
+    )
+    return (
+        f"zeta={request.zeta} is above this network's own ratio {own_ratio} (residual stream ÷ squeeze), so blocks "
+        f"become narrower: {narrowed / before:.2f} of {si(before)} MACs are left; zeta={own_ratio} (or none) keeps all "
+        f"widths and leaves {same_width / before:.2f}"
+    )
+
+
+def _converted(model: nn.Module, graph: ModelGraph, edits: Sequence[Edit]) -> ModelGraph:
+    """The recorded forward of a copy after some edits."""
+    trial = copy.deepcopy(model) if graph.needs_values else meta_copy(model)
+    return record(apply(trial, edits), graph.input_shape)
 
 
 def _rehearsed(model: nn.Module, graph: ModelGraph, method: Method, request: Request, config: Any) -> Proposal:

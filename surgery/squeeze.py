@@ -7,7 +7,7 @@ from typing import Any
 from surgery.edit import Edit
 from surgery.graph import ModelGraph
 from surgery.graph.channels import channel_groups
-from surgery.graph.dataflow import conv_spec
+from surgery.graph.dataflow import conv_spec, residual_sum
 from surgery.methods.registry import Proposal
 from surgery.narrow import Narrowing
 from surgery.request import Request
@@ -19,8 +19,8 @@ def plan_squeeze(
 ) -> Proposal:
     """Edits that put ``method`` in the place of squeeze convolutions.
 
-    Each site keeps its own ratio C_in / C_out. A zeta above the network's dominating ratio narrows every site in
-    proportion; a smaller one never widens.
+    Each site keeps its own ratio C_in / C_out. A zeta above the network's own ratio narrows every site in proportion;
+    a smaller one never widens.
     """
     sites, skipped = squeeze_sites(graph)
     request.check_patterns([site.name for site in sites])
@@ -32,25 +32,40 @@ def plan_squeeze(
         else:
             chosen.append(site)
     narrowing = Narrowing(channel_groups(graph)) if request.zeta is not None and chosen else None
-    dominating = dominating_ratio(chosen)
+    own_ratio = network_ratio(graph, chosen)
     notes = {}
     for site in chosen:
         zeta = request.zeta_of(site.name)
         if narrowing is not None and zeta is not None:
-            notes[site.name] = _shrink(graph, site, zeta, dominating, narrowing)
+            notes[site.name] = _shrink(graph, site, zeta, own_ratio, narrowing)
     widths = narrowing.widths() if narrowing else {}
     edits = []
     for site in chosen:
         into, out = widths.get(site.name, (None, None))
         channels = (into or site.in_channels, out or site.out_channels)
         edits.append(Edit(method, site.name, site.role, channels, arguments(site), notes.get(site.name, "")))
-    return Proposal(edits, skipped, narrowing if widths else None)
+    return Proposal(edits, skipped, narrowing if widths else None, own_ratio)
 
 
-def dominating_ratio(sites: list[Site]) -> int:
-    """The commonest C_in / C_out above 1, rounded; of equally common ones the largest; 1 where there is none."""
-    counts = Counter(round(site.ratio) for site in sites if site.ratio > 1)
+def network_ratio(graph: ModelGraph, sites: list[Site]) -> int:
+    """The ratio of a network's blocks, rounded: width of the residual stream ÷ width of the head that squeezes it.
+
+    It is 4 for every ResNet, however few blocks it has: the first block of a stage reads a narrower stream than it
+    writes, so its C_in / C_out says less. Where no site lies on a residual branch (DenseNet, VGG with inserted
+    squeezes) it is C_in / C_out. The commonest counts, of equally common ones the largest; 1 where there is none.
+    """
+    ratios = [_block_ratio(graph, site) for site in sites]
+    known = [ratio for ratio in ratios if ratio is not None]
+    counts = Counter(round(ratio) for ratio in known or [site.ratio for site in sites] if ratio > 1)
     return max(counts, key=lambda ratio: (counts[ratio], ratio), default=1)
+
+
+def _block_ratio(graph: ModelGraph, site: Site) -> float | None:
+    """Width of the residual stream that a site's block writes ÷ width of its squeeze; None where there is none."""
+    if site.role != HEAD:
+        return site.ratio if site.role == PROJECTION else None
+    total = residual_sum(site.node)
+    return None if total is None else total.meta["shape"][1] / site.out_channels
 
 
 def _unwanted(site: Site, request: Request, sites: list[Site]) -> str:
@@ -67,11 +82,11 @@ def _unwanted(site: Site, request: Request, sites: list[Site]) -> str:
     return ""
 
 
-def _shrink(graph: ModelGraph, site: Site, zeta: int, dominating: int, narrowing: Narrowing) -> str:
+def _shrink(graph: ModelGraph, site: Site, zeta: int, own_ratio: int, narrowing: Narrowing) -> str:
     """Narrow a site in proportion to ``zeta``; returns a note where the ratio is not what zeta alone would say."""
-    factor = zeta / dominating
+    factor = zeta / own_ratio
     if factor <= 1:
-        return f"keeps its ratio {site.ratio:g}: zeta={zeta} is below the network's {dominating}" if factor < 1 else ""
+        return f"keeps its ratio {site.ratio:g}: zeta={zeta} is below the network's {own_ratio}" if factor < 1 else ""
     if site.role != HEAD:
         return f"keeps its ratio {site.ratio:g}: its output is a residual stream"
     refused = narrowing.refuse(site.name)

@@ -7,6 +7,7 @@ import torch
 
 import surgery
 from surgery.edit import MATCH
+from surgery.matching import INSIDE, THROUGHOUT
 from surgery.ops import reference
 from tests.calibration.test_calibrating import NARROW, images, small
 
@@ -46,6 +47,28 @@ def test_the_function_stays_and_subsets_hold_what_a_row_adds_up(name, kwargs, ar
     assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
     assert [edit.method for edit in matched.surgery_edits] == [MATCH]
     assert [edit.site for edit in surgery.plan(matched, **arguments).sites] == [edit.site for edit in decided.sites]
+
+
+def test_inside_leaves_the_order_of_feature_maps():
+    model = small(**NARROW).double()
+    x = images(2, 64).double()
+    final, maps = model.forward_intermediates(x)
+    plain, inside = surgery.match(model, zeta=4), surgery.match(model, zeta=4, inside=True)
+    torch.testing.assert_close(inside(x), model(x), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(inside.forward_features(x), final, rtol=1e-9, atol=1e-9)
+    for feature_map, own in zip(inside.forward_intermediates(x)[1], maps, strict=True):
+        torch.testing.assert_close(feature_map, own, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(plain.forward_features(x), final)
+    torch.testing.assert_close(plain.forward_features(x).sort(1).values, final.sort(1).values, rtol=1e-9, atol=1e-9)
+    decided = surgery.plan(model, zeta=4)
+    assert within(model, decided) + 0.01 < within(inside, decided) < within(plain, decided)
+    assert [edit.note for edit in inside.surgery_edits] == [INSIDE]
+    assert [edit.note for edit in plain.surgery_edits] == [THROUGHOUT]
+
+
+def test_a_wrong_match_is_named():
+    with pytest.raises(ValueError, match="match='outside': True, False, None or 'inside' is needed"):
+        surgery.convert(small(**NARROW), match="outside")
 
 
 def test_in_place_and_with_a_ratio_of_its_own():

@@ -1,4 +1,6 @@
+import copy
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -6,7 +8,8 @@ import timm
 import torch
 
 import surgery
-from surgery.edit import Edit
+from surgery.cifar_resnet import cifar_resnet
+from surgery.edit import Edit, apply
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,45 @@ def test_zeta_by_pattern_narrows_there_only(resnet50):
 def test_the_longest_pattern_decides(resnet50):
     channels = {e.site: e.channels for e in surgery.plan(resnet50, zeta={"layer3": 8, "layer3.2*": 4}).sites}
     assert (channels["layer3.1.conv1"], channels["layer3.2.conv1"]) == ((1024, 128), (1024, 256))
+
+
+@pytest.mark.parametrize("name", ["resnet14t", "resnest14d", "resnet26", "resnetv2_50"])
+def test_zeta_four_is_the_ratio_of_every_resnet_however_few_blocks_it_has(name):
+    """Squeezes of first blocks read a narrower stream than their block writes; in short networks they are the most."""
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    plan = surgery.plan(model, zeta=4)
+    assert plan.edits == surgery.plan(model).edits
+    assert plan.narrowing is None
+    assert plan.notes == ()
+
+
+@pytest.mark.parametrize(("name", "own"), [("darknet53", 2), ("cspresnet50", 2), ("resnext26ts", 4), ("dpn68", 1)])
+def test_a_zeta_above_the_networks_own_ratio_is_said_with_both_macs(name, own):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    before = surgery.cost(model).macs
+    asked, kept = (surgery.cost(_on_meta(model, zeta=zeta)).macs for zeta in (2 * own, own))
+    plan = surgery.plan(model, zeta=2 * own)
+    (note,) = plan.notes
+    assert note in str(plan)
+    assert f"zeta={2 * own} is above this network's own ratio {own} " in note
+    assert f": {asked / before:.2f} of " in note
+    assert note.endswith(f"zeta={own} (or none) keeps all widths and leaves {kept / before:.2f}")
+    assert kept > asked
+
+
+def _on_meta(model, **arguments):
+    return apply(copy.deepcopy(model), surgery.plan(model, **arguments).edits)
+
+
+def test_convert_warns_of_narrower_blocks():
+    model = cifar_resnet(layers=(1, 1, 1, 1), channels=(8, 8, 8, 8))
+    with pytest.warns(UserWarning, match="own ratio 4 .* MACs are left; zeta=4 "):
+        surgery.convert(model, zeta=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        surgery.convert(model, zeta=4)
 
 
 def test_include_and_exclude(resnet50):

@@ -39,10 +39,14 @@ class Group:
 
 @dataclass
 class Channels:
-    """Segments of each module's input (``reads``) and output (``writes``) channels, by module name."""
+    """Segments of each module's input (``reads``) and output (``writes``) channels, by module name.
+
+    ``returned`` are the segments of what the forward returns.
+    """
 
     reads: dict[str, list[Group]] = field(default_factory=dict)
     writes: dict[str, list[Group]] = field(default_factory=dict)
+    returned: list[Group] = field(default_factory=list)
 
 
 def channel_groups(graph: ModelGraph) -> Channels:
@@ -51,7 +55,9 @@ def channel_groups(graph: ModelGraph) -> Channels:
     for node in graph:
         if node.op == "output":
             for source in node.all_input_nodes:
-                walker.freeze(walker.of.get(source, []), "it is the model's output")
+                segments = walker.of.get(source, [])
+                walker.channels.returned += segments
+                walker.freeze(segments, "it is the model's output")
         else:
             walker.of[node] = walker.visit(node)
     return walker.channels

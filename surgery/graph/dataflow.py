@@ -141,6 +141,24 @@ def back_to(node: fx.Node, stop: Callable[[fx.Node], bool], through: frozenset[s
     return None
 
 
+def residual_sum(node: fx.Node) -> fx.Node | None:
+    """The first sum of two maps of one width, only one of which depends on ``node``: where its block ends."""
+    behind = {node}
+    later = node.next
+    while later.op != "output":
+        sources = later.all_input_nodes
+        dependent = [source in behind for source in sources]
+        if any(dependent):
+            behind.add(later)
+            if later.meta.get("kind") == "add" and dependent.count(False) == 1 == dependent.count(True):
+                shapes: list[tuple[int, ...]] = [source.meta.get("shape") or () for source in sources]
+                one, two = shapes
+                if len(one) == len(two) == 4 and one[1] == two[1]:
+                    return later
+        later = later.next
+    return None
+
+
 def activation_name(graph: ModelGraph, node: fx.Node) -> str:
     """Lower-case name of an activation node: ``relu``, ``silu``, …; of a fused norm, its activation's."""
     name = node.meta.get("module")

@@ -33,11 +33,15 @@ class Method(Protocol):
 
 @dataclasses.dataclass
 class Proposal:
-    """A method's answer: edits in order, candidates passed over, and the narrowing that must come first, if any."""
+    """A method's answer: edits in order, candidates passed over, and the narrowing that must come first, if any.
+
+    ``own_ratio`` is that of the network's blocks, where sites keep their own: a larger zeta narrows.
+    """
 
     edits: list[Edit]
     skipped: list[Skipped]
     narrowing: Any = None
+    own_ratio: int | None = None
 
 
 _METHODS: dict[str, Method] = {}

@@ -268,7 +268,7 @@ def _teacher(recipe: Recipe, original: nn.Module) -> nn.Module:
     """The original with its channels in the converted network's order: else what their blocks give does not compare."""
     wanted = recipe.surgery
     if wanted.match or (wanted.match is None and wanted.calibrate):
-        return surgery.match(original, wanted.method, **recipe.surgery_arguments)
+        return surgery.match(original, wanted.method, inside=wanted.match == "inside", **recipe.surgery_arguments)
     return original
 
 

@@ -126,14 +126,14 @@ class SurgerySettings:
     """Arguments of ``surgery.convert``; ``options`` holds its further ones (include, tau, …).
 
     ``calibrate`` is a number of training images, taken without their labels, for ``surgery.calibrate`` (0: none).
-    ``match`` reorders channels first (default: where it is calibrated).
+    ``match`` reorders channels first (default: where it is calibrated); ``inside`` leaves the order of feature maps.
     """
 
     method: str = "pix"
     zeta: int | None = None
     mode: str = "squeeze"
     calibrate: int = 0
-    match: bool | None = None
+    match: bool | str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -242,6 +242,8 @@ class Recipe:
             raise RecipeError(f"seeds={self.seeds}: at least 1 is needed")
         self.baseline.check("baseline")
         self.finetune.check("finetune")
+        if isinstance(self.surgery.match, str):
+            check_key("surgery.match", self.surgery.match, ("inside",))
         if self.surgery.calibrate < 0:
             raise RecipeError(f"surgery.calibrate={self.surgery.calibrate}: a number of images, or 0, is needed")
         for key in ("distill_weight", "block_weight"):
