@@ -175,7 +175,7 @@ def test_flipped_bit_anywhere(file, share, bit):
     [
         ({"schema": 2}, "schema 2; this version reads up to 1: upgrade"),
         ({"schema": "one"}, "manifest of schema 1 has"),
-        ({"edits": "none"}, "manifest edits is 'none'; list is needed"),
+        ({"edits": "none"}, "manifest edits: it is 'none'; a list of edits"),
         ({"extra": 1}, "manifest of schema 1 has"),
         ({"source": {"builder": "nobody", "name": "", "kwargs": {}}}, "'nobody' is not registered here"),
         ({"source": {"builder": "timm", "name": "resnet18", "kwargs": {"pretrained": True}}}, "never downloads"),
