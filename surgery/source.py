@@ -267,8 +267,10 @@ class _Comparison:
 
     def difference(self, source: Source) -> str:
         """The first difference between the model and what a source gives, or ""."""
+        values = self.recorded.needs_values
+        budget = Budget(self.budget.tensors, self.budget.elements)
         try:
-            rebuilt = self._rebuilt(source)
+            rebuilt = rebuild(source, history(self.model), budget, values=values)
         except SurgeryError as error:
             return str(error)
         found = _shapes(rebuilt)
@@ -279,10 +281,6 @@ class _Comparison:
         return first and _first_difference(
             record(rebuilt, self.input_size), record(_without_caches(self.model, rebuilt), self.input_size)
         )
-
-    def _rebuilt(self, source: Source) -> nn.Module:
-        budget = Budget(self.budget.tensors, self.budget.elements)
-        return rebuild(source, history(self.model), budget, values=self.recorded.needs_values)
 
 
 def _first_difference(rebuilt: ModelGraph, recorded: ModelGraph) -> str:
@@ -331,7 +329,7 @@ def _shown(module: nn.Module) -> str:
     text = repr(module)
     for special, plain in _SAME:
         text = text.replace(special, plain)
-    return text
+    return "\n".join(sorted(text.splitlines()))  # a synchronised norm lists what it holds in another order
 
 
 _SAME = (

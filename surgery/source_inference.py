@@ -13,7 +13,6 @@ from timm.models._features import FeatureGetterNet
 from torch import nn
 
 Guess = tuple[str, str, dict[str, Any]]  # builder, name, keyword arguments
-_FEATURES = (FeatureDictNet, FeatureHookNet, FeatureGetterNet)
 _STRIDES = (8, 16)
 
 
@@ -40,7 +39,7 @@ def input_size_of(model: nn.Module) -> tuple[int, ...] | None:
 
 
 def _timm_kwargs(model: nn.Module) -> Iterator[dict[str, Any]]:
-    certain = _features_only(model) if isinstance(model, _FEATURES) else _classes(model)
+    certain = _features_only(model) if _gives_features(model) else _classes(model)
     possible = [{key: value} for key, value in _deviations(model).items()]
     for some in chain.from_iterable(combinations(possible, count) for count in range(len(possible) + 1)):
         yield functools.reduce(lambda kwargs, one: kwargs | one, some, certain)
@@ -57,13 +56,19 @@ def _deviations(model: nn.Module) -> dict[str, Any]:
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if first is not None and first.in_channels != 3:
         found["in_chans"] = first.in_channels
-    if isinstance(model, _FEATURES):
-        reduction = max(model.feature_info.reduction(), default=0)
+    size = _image_size(model)
+    found |= {"img_size": list(size)} if size else {}
+    if _gives_features(model):
+        info: Any = model.feature_info
+        reduction = max(info.reduction(), default=0)
         return found | ({"output_stride": reduction} if reduction in _STRIDES else {})
     pooling = _global_pool(model)
-    size = _image_size(model)
-    found |= {"global_pool": pooling} if pooling is not None else {}
-    return found | ({"img_size": list(size)} if size else {})
+    return found | ({"global_pool": pooling} if pooling is not None else {})
+
+
+def _gives_features(model: nn.Module) -> bool:
+    """Whether a timm model was made with ``features_only=True``; a classifier's feature_info is a plain list."""
+    return hasattr(getattr(model, "feature_info", None), "out_indices")
 
 
 def _features_only(model: nn.Module) -> dict[str, Any]:
@@ -73,7 +78,7 @@ def _features_only(model: nn.Module) -> dict[str, Any]:
         kwargs["feature_cls"] = "getter"
     elif isinstance(model, FeatureHookNet):
         kwargs["feature_cls"] = "hook"
-    elif not isinstance(model, FeatureListNet):
+    elif isinstance(model, FeatureDictNet) and not isinstance(model, FeatureListNet):
         kwargs["feature_cls"] = "dict"
     return kwargs
 
@@ -92,7 +97,8 @@ def _global_pool(model: nn.Module) -> str | None:
 
 
 def _image_size(model: nn.Module) -> tuple[int, int] | None:
-    for owner in (getattr(model, "patch_embed", None), model):
+    inner = model.model if isinstance(model, FeatureGetterNet) else model
+    for owner in (getattr(inner, "patch_embed", None), inner):
         size = getattr(owner, "img_size", None)
         if isinstance(size, int) and not isinstance(size, bool):
             return size, size
