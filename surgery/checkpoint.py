@@ -164,14 +164,14 @@ def _add_aliases(path: str | os.PathLike[str], manifest: Manifest, tensors: dict
 
 def _words(error: Exception) -> str:
     expected = isinstance(error, SurgeryError | ValueError)
-    return f"{'' if expected else type(error).__name__ + ' '}{str(error):.1000}"
+    return f"{'' if expected else type(error).__name__ + ' '}{error!s:.1000}"
 
 
 def _fill(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
     own: Any = model.state_dict()
     missing, foreign = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
     if missing or foreign:
-        raise CheckpointError(f"it does not fit its model: lacks {missing[:3]}, has besides {str(foreign[:3]):.300}")
+        raise CheckpointError(f"it does not fit its model: lacks {missing[:3]}, has besides {foreign[:3]!s:.300}")
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
             raise CheckpointError(f"{name!r} has shape {tuple(tensor.shape)}, {tuple(own[name].shape)} is needed")

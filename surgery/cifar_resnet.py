@@ -34,7 +34,8 @@ def cifar_resnet(
     """
     if len(layers) != 4 or len(channels) != 4:
         raise ValueError(
-            f"layers={list(layers)!r:.80} and channels={list(channels)!r:.80}: one of each for the four stages is needed"
+            f"layers={list(layers)!r:.80} and channels={list(channels)!r:.80}: "
+            "one of each for the four stages is needed"
         )
     if not all(is_whole(n, 1) for n in (*layers, *channels)):
         raise ValueError(f"layers={list(layers)!r:.80} and channels={list(channels)!r:.80}: whole numbers are needed")

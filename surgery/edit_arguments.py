@@ -127,7 +127,9 @@ def check_arguments(edit: Edit) -> None:
     form = next((form for form in forms if form.fits(edit.arguments)), None)
     if form is None:
         accepted = "; or ".join(map(str, forms))
-        raise ValueError(f"edit of {edit.method!r} has the arguments {list(edit.arguments)!r:.200}; it takes {accepted}")
+        raise ValueError(
+            f"edit of {edit.method!r} has the arguments {list(edit.arguments)!r:.200}; it takes {accepted}"
+        )
     form.check(edit.arguments)
 
 
@@ -146,4 +148,4 @@ def affordable(model: nn.Module, edits: Iterable[Edit], budget: Budget) -> Itera
 def _forms(edit: Edit) -> tuple[Form, ...]:
     from surgery.methods import method_named
 
-    return FORMS.get(edit.method) or getattr(method_named(edit.method), "forms", ())
+    return FORMS[edit.method] if edit.method in FORMS else getattr(method_named(edit.method), "forms", ())

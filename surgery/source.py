@@ -58,7 +58,7 @@ class Source:
 
     def __str__(self) -> str:
         name = f"{self.builder}/{self.name}" if self.name else self.builder
-        return f"{name:.200} {str(self.kwargs):.400}" if self.kwargs else f"{name:.200}"
+        return f"{name:.200} {self.kwargs!s:.400}" if self.kwargs else f"{name:.200}"
 
 
 def register_builder(name: str) -> Callable[[Builder], Builder]:
@@ -145,7 +145,7 @@ def build(source: Source, *, pretrained: bool = False, budget: Budget | None = N
 
 def _words(error: Exception) -> str:
     kind = "" if isinstance(error, SurgeryError | TypeError | ValueError | RuntimeError) else f"{type(error).__name__} "
-    return f"{kind}{str(error):.500}"
+    return f"{kind}{error!s:.500}"
 
 
 def _builder(source: Source, pretrained: bool) -> Builder:
@@ -241,7 +241,9 @@ def find_source(
             f"how this {type(model).__name__} was made is not known: pass source='timm/NAME' or 'torchvision/NAME' "
             "with kwargs={...}, or the name of a builder made known by surgery.register_builder"
         )
-    comparison = _Comparison(model, input_size or input_size_of(model), budget or Budget.of(model.state_dict().values()))
+    comparison = _Comparison(
+        model, input_size or input_size_of(model), budget or Budget.of(model.state_dict().values())
+    )
     differences: dict[str, None] = {}
     for candidate in candidates:
         difference = comparison.difference(candidate)
