@@ -38,7 +38,7 @@ from torch import nn
 from tqdm import tqdm
 
 import surgery
-from surgery.checkpoint import _digest
+from surgery.checkpoint import _digest, _ordered
 from surgery.errors import CheckpointError
 from surgery.preprocessing import Preprocessing
 from tests.small_models import Net
@@ -73,7 +73,8 @@ class Case:
     def to_bytes(self) -> bytes:
         """The file, with a digest that is right."""
         text = self.text(json.dumps(self.manifest))
-        content = safetensors.torch.save(self.tensors, {"surgery": text, "sha256": _digest(text, self.tensors)})
+        metadata = {"surgery": text, "sha256": _digest(text, self.tensors)}
+        content = _ordered(safetensors.torch.save(self.tensors, metadata))
         length = int.from_bytes(content[:8], "little")
         header = self.header(content[8 : 8 + length])
         return len(header).to_bytes(8, "little") + header + content[8 + length :]
