@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -40,6 +42,17 @@ def test_transform_crops_and_normalises():
     torch.testing.assert_close(tensor[:, 5, 5], expected, rtol=0, atol=1e-5)
 
 
+def test_numbers_must_be_finite():
+    for bad in (float("nan"), float("inf")):
+        for change in ({"mean": (bad, 0.5, 0.5)}, {"std": (bad, 0.5, 0.5)}, {"crop_pct": bad}):
+            with pytest.raises(ValueError, match=f"preprocessing {next(iter(change))}="):
+                replace(OWN, **change)
+
+
+def test_large_images_are_accepted():
+    assert replace(OWN, size=(3, 8192, 8192)).size == (3, 8192, 8192)
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -48,7 +61,27 @@ def test_transform_crops_and_normalises():
         {"mean": [0.5]},
         {"crop_pct": 2},
         {"interpolation": "x"},
+        {"interpolation": []},
         {"y": 1},
+        {"size": [3, 200_000, 200_000]},
+        {"size": [3, 16_000, 16_000]},
+        {"size": [True, 8, 8]},
+        {"size": "abc"},
+        {"size": 5},
+        {"crop_pct": 1e-5},
+        {"crop_pct": "1"},
+        {"mean": "abc"},
+        {"mean": ["a", "b", "c"]},
+        {"mean": None},
+        {"std": [True] * 3},
+        {"classes": [1, 2]},
+        {"classes": "ab"},
+        {"classes": {"a": 1}},
+        {"colours": [5]},
+        {"colours": ["#GGGGGG"]},
+        {"ignore": True},
+        {"ignore": 256},
+        {"ignore": "7"},
     ],
 )
 def test_manifests_that_cannot_be(tmp_path, monkeypatch, bad):

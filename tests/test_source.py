@@ -63,7 +63,9 @@ def test_a_registered_builder_has_no_name():
         build(surgery.Source("cifar_resnet", "resnet18"))
 
 
-@pytest.mark.parametrize("error", [KeyError("a"), IndexError("a"), ZeroDivisionError("a"), OSError("a"), AssertionError()])
+@pytest.mark.parametrize(
+    "error", [KeyError("a"), IndexError("a"), ZeroDivisionError("a"), OSError("a"), AssertionError()]
+)
 def test_whatever_a_builder_raises_is_one_error(error):
     def failing():
         raise error
