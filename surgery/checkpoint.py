@@ -21,7 +21,6 @@ from surgery.atomic_file import write_atomically
 from surgery.build_budget import Budget
 from surgery.checked_model import check_model, unwrapped
 from surgery.edit import history
-from surgery.edit_arguments import check_arguments
 from surgery.errors import CheckpointError, SurgeryError
 from surgery.manifest import SCHEMA, Manifest, parse_manifest
 from surgery.preprocessing import MEMORY as PREPROCESSING
@@ -52,6 +51,7 @@ def save(
 
     Raises:
         SourceError: the model cannot be rebuilt from what is known; the message says what to pass.
+        CheckpointError: what belongs in the manifest cannot be there, such as edits that no method here makes.
         OSError: the file cannot be written; nothing is left half-written.
     """
     model = unwrapped(model) if isinstance(model, nn.Module) else model
@@ -61,8 +61,6 @@ def save(
     elif source is None and kwargs is not None:
         raise ValueError(f"kwargs={kwargs!r} belong to a source: pass source= too")
     tensors, aliases = _unique({name: t.detach().cpu() for name, t in model.state_dict().items()})
-    for edit in history(model):
-        check_arguments(edit)
     found = find_source(model, source, input_size, Budget.of(tensors.values()))
     content: dict[str, Any] = {
         "schema": SCHEMA,
@@ -75,6 +73,7 @@ def save(
     if preprocessing is not None:
         content["preprocessing"] = preprocessing.to_json()
     manifest = json.dumps(content, sort_keys=True)
+    parse_manifest(manifest, len(tensors))  # what is written can be read
     metadata = {"format": "pt", "surgery": manifest, "sha256": _digest(manifest, tensors)}
     write_atomically(path, _ordered(to_bytes(tensors, metadata)))
 
@@ -144,7 +143,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[Manifest, dict[str, Tensor]]:
             f"{_name(path)} is a safetensors file without a surgery manifest: surgery.save did not write it"
         )
     try:
-        manifest = parse_manifest(metadata["surgery"])
+        manifest = parse_manifest(metadata["surgery"], len(tensors))
     except CheckpointError as error:
         raise CheckpointError(f"{_name(path)}: {error}") from error
     if metadata.get("sha256") != _digest(metadata["surgery"], tensors):

@@ -17,6 +17,8 @@ from surgery.preprocessing import Preprocessing
 from surgery.source import Source
 
 SCHEMA = 1
+LONGEST = 2**21  # characters: names of 20,000 classes, and
+LONGEST_PER_TENSOR = 4_096  # for each tensor, what its module may have of edits and widths
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,18 @@ class Manifest:
     preprocessing: Preprocessing | None = None
 
 
-def parse_manifest(text: str) -> Manifest:
+def parse_manifest(text: str, tensors: int = 0) -> Manifest:
     """Read a manifest's text.
 
+    Args:
+        tensors: how many there are beside it; a manifest is not longer than so many need.
+
     Raises:
-        CheckpointError: it is not JSON, of a later schema, or holds what a manifest cannot.
+        CheckpointError: it is not JSON, of a later schema, too long, or holds what a manifest cannot.
     """
+    longest = LONGEST + LONGEST_PER_TENSOR * tensors
+    if len(text) > longest:
+        raise CheckpointError(f"a manifest of {len(text)} characters; at most {longest} fit {tensors} tensors")
     content = _json(text)
     _check_schema(content)
     required = {"schema", *_READERS} - {"preprocessing"}
