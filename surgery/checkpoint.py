@@ -134,7 +134,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[Manifest, dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
     except FileNotFoundError:
         raise FileNotFoundError(f"{_name(path)} does not exist") from None
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # of safetensors, or of torch for a type of numbers that it does not have
         raise CheckpointError(f"{_name(path)} is not a whole safetensors file (cut or damaged?): {error}") from error

@@ -110,10 +110,10 @@ def pspnet(
             f"to {LARGEST_BIN} are needed"
         )
     check_timm_name(backbone)
-    given = plain_arguments(backbone_kwargs or {})
-    check_known(timm.model_entrypoint(backbone), given, shared=True)
+    of_backbone = plain_arguments(backbone_kwargs or {})
+    check_known(timm.model_entrypoint(backbone), of_backbone, shared=True)
     arguments: dict[str, Any] = {"features_only": True, "output_stride": OUTPUT_STRIDE, "out_indices": (3, 4)}
-    created = timm.create_model(backbone, pretrained=pretrained, **arguments, **given)
+    created = timm.create_model(backbone, pretrained=pretrained, **arguments, **of_backbone)
     network = cast(FeatureListNet, created)
     if network.feature_info.reduction() != [OUTPUT_STRIDE] * 2:
         raise ValueError(f"backbone={backbone!r} cannot have output stride {OUTPUT_STRIDE}; resnet50 and its kin can")

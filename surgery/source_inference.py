@@ -52,18 +52,18 @@ def _classes(model: nn.Module) -> dict[str, Any]:
 
 def _deviations(model: nn.Module) -> dict[str, Any]:
     """Arguments whose values the model's attributes tell, where they may not be the builder's defaults."""
-    found: dict[str, Any] = {}
+    deviations: dict[str, Any] = {}
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if first is not None and first.in_channels != 3:
-        found["in_chans"] = first.in_channels
+        deviations["in_chans"] = first.in_channels
     size = _image_size(model)
-    found |= {"img_size": list(size)} if size else {}
+    deviations |= {"img_size": list(size)} if size else {}
     if _gives_features(model):
         info: Any = model.feature_info
         reduction = max(info.reduction(), default=0)
-        return found | ({"output_stride": reduction} if reduction in _STRIDES else {})
+        return deviations | ({"output_stride": reduction} if reduction in _STRIDES else {})
     pooling = _global_pool(model)
-    return found | ({"global_pool": pooling} if pooling is not None else {})
+    return deviations | ({"global_pool": pooling} if pooling is not None else {})
 
 
 def _gives_features(model: nn.Module) -> bool:

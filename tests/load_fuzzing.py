@@ -553,15 +553,16 @@ def main() -> int:
         "--first", type=int, default=0, metavar="N", help="number of the first: goes on where one ended"
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes")
-    given = parser.parse_args()
+    options = parser.parse_args()
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         sound = sound_files(Path(folder))
         ranges = [
-            range(n, min(n + 50, given.first + given.files)) for n in range(given.first, given.first + given.files, 50)
+            range(n, min(n + 50, options.first + options.files))
+            for n in range(options.first, options.first + options.files, 50)
         ]
         context = multiprocessing.get_context("spawn")
-        with context.Pool(given.jobs, _start, (Path(folder), sound)) as pool, tqdm(total=given.files) as bar:
+        with context.Pool(options.jobs, _start, (Path(folder), sound)) as pool, tqdm(total=options.files) as bar:
             for verdicts in pool.imap(_work, ranges):
                 for number, outcome in verdicts:
                     counts[outcome if outcome in ("loaded", "refused") else "FOUND"] += 1
