@@ -9,8 +9,16 @@ from safetensors import safe_open
 import surgery
 from surgery.errors import CheckpointError
 from surgery.preprocessing import Preprocessing, preprocessing_of
+from tests.test_checkpoint import rewrite
 
 OWN = Preprocessing((3, 20, 30), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), 0.8, "bilinear", ("a", "b"))
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("file") / "m.safetensors"
+    surgery.save(timm.create_model("test_resnet", num_classes=2), path)
+    return path
 
 
 def test_what_timm_says_unless_the_model_remembers(tmp_path):
@@ -84,9 +92,8 @@ def test_large_images_are_accepted():
         {"ignore": "7"},
     ],
 )
-def test_manifests_that_cannot_be(tmp_path, monkeypatch, bad):
+def test_manifests_that_cannot_be(file, bad):
     content = {"size": [3, 20, 30], "mean": [0.5] * 3, "std": [1.0] * 3} | bad
-    monkeypatch.setattr(Preprocessing, "to_json", lambda self: content)
-    surgery.save(timm.create_model("resnet18", num_classes=2), tmp_path / "m.safetensors", preprocessing=OWN)
+    rewrite(file, preprocessing=content)
     with pytest.raises(CheckpointError, match="manifest preprocessing"):
-        surgery.load(tmp_path / "m.safetensors")
+        surgery.load(file)
