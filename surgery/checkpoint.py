@@ -7,6 +7,7 @@ aliases, versions. ``sha256`` is the digest of the manifest and of every tensor.
 import hashlib
 import json
 import os
+from collections import OrderedDict
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -17,16 +18,14 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from surgery.atomic_file import write_atomically
+from surgery.build_budget import Budget
 from surgery.checked_model import check_model, unwrapped
-from surgery.edit import Edit, apply, history
-from surgery.errors import CheckpointError, SourceError, SurgeryError
+from surgery.edit import history
+from surgery.errors import CheckpointError, SurgeryError
+from surgery.manifest import SCHEMA, Manifest, parse_manifest
 from surgery.preprocessing import MEMORY as PREPROCESSING
 from surgery.preprocessing import Preprocessing
-from surgery.source import MEMORY, Source, build, build_on_meta, find_source, parse_source
-
-SCHEMA = 1
-_OPTIONAL = {"preprocessing"}
-_KEYS = {"schema": int, "source": dict, "edits": list, "aliases": dict, "versions": dict}
+from surgery.source import MEMORY, Source, find_source, parse_source, rebuild
 
 
 def save(
@@ -52,6 +51,7 @@ def save(
 
     Raises:
         SourceError: the model cannot be rebuilt from what is known; the message says what to pass.
+        CheckpointError: what belongs in the manifest cannot be there, such as edits that no method here makes.
         OSError: the file cannot be written; nothing is left half-written.
     """
     model = unwrapped(model) if isinstance(model, nn.Module) else model
@@ -60,8 +60,8 @@ def save(
         source = parse_source(source, kwargs)
     elif source is None and kwargs is not None:
         raise ValueError(f"kwargs={kwargs!r} belong to a source: pass source= too")
-    found = find_source(model, source, input_size)
     tensors, aliases = _unique({name: t.detach().cpu() for name, t in model.state_dict().items()})
+    found = find_source(model, source, input_size, Budget.of(tensors.values()))
     content: dict[str, Any] = {
         "schema": SCHEMA,
         "source": asdict(found),
@@ -73,6 +73,7 @@ def save(
     if preprocessing is not None:
         content["preprocessing"] = preprocessing.to_json()
     manifest = json.dumps(content, sort_keys=True)
+    parse_manifest(manifest, len(tensors))  # what is written can be read
     metadata = {"format": "pt", "surgery": manifest, "sha256": _digest(manifest, tensors)}
     write_atomically(path, _ordered(to_bytes(tensors, metadata)))
 
@@ -88,7 +89,10 @@ def _ordered(content: bytes) -> bytes:
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn.Module:
-    """Rebuild a saved model: structure from the manifest, then every tensor, strictly. No code is unpickled.
+    """Rebuild a saved model: structure from the manifest, then every tensor, strictly.
+
+    Reads this file and nothing else: no code is unpickled, nothing is downloaded, no other file is opened. What a file
+    asks for is built only as far as a network with its tensors can need, so a small file loads or fails in little time.
 
     Returns:
         The model in eval mode, in the dtype it was saved in.
@@ -97,25 +101,30 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn
         CheckpointError: the file is cut, damaged, foreign or of a later schema, or does not fit what it names.
         FileNotFoundError, OSError: it cannot be read.
     """
-    manifest, tensors = read(path)
-    source = _source(path, manifest["source"])
+    manifest, tensors = _read(path)
+    budget = Budget.of(tensors.values())
+    _add_aliases(path, manifest, tensors)
     try:
-        edits = [Edit.from_json(value) for value in manifest["edits"]]
-        model = _fill(path, apply(build_on_meta(source), edits), tensors)
+        model = _fill(rebuild(manifest.source, manifest.edits, budget), tensors)
         if _needs_values(model):
-            model = _fill(path, apply(build(source), edits), tensors)
-    except CheckpointError:
-        raise
-    except (SourceError, SurgeryError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{_name(path)} cannot be rebuilt: {error}") from error
-    setattr(model, MEMORY, source)
-    if "preprocessing" in manifest:
-        setattr(model, PREPROCESSING, _preprocessing(path, manifest["preprocessing"]))
+            model = _fill(rebuild(manifest.source, manifest.edits, budget, values=True), tensors)
+    except Exception as error:  # what builders and edits raise for a foreign description is of any kind
+        raise CheckpointError(f"{_name(path)} cannot be rebuilt: {_words(error)}") from error
+    setattr(model, MEMORY, manifest.source)
+    if manifest.preprocessing is not None:
+        setattr(model, PREPROCESSING, manifest.preprocessing)
     return model.to(device).eval()
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Manifest and tensors of a file, both verified against the digest; errors as :func:`load`."""
+    manifest, tensors = _read(path)
+    _add_aliases(path, manifest, tensors)
+    return manifest.content, tensors
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[Manifest, dict[str, Tensor]]:
+    """Manifest and tensors, each once: without those that are aliases."""
     if os.path.isdir(path):
         raise IsADirectoryError(f"{_name(path)} is a folder; a safetensors file is needed")
     try:
@@ -125,67 +134,56 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
     except FileNotFoundError:
         raise FileNotFoundError(f"{_name(path)} does not exist") from None
-    except safetensors.SafetensorError as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of safetensors, or of torch for a type of numbers that it does not have
         raise CheckpointError(f"{_name(path)} is not a whole safetensors file (cut or damaged?): {error}") from error
     if "surgery" not in metadata:
         raise CheckpointError(
             f"{_name(path)} is a safetensors file without a surgery manifest: surgery.save did not write it"
         )
-    manifest = _manifest(path, metadata["surgery"])
+    try:
+        manifest = parse_manifest(metadata["surgery"], len(tensors))
+    except CheckpointError as error:
+        raise CheckpointError(f"{_name(path)}: {error}") from error
     if metadata.get("sha256") != _digest(metadata["surgery"], tensors):
         raise CheckpointError(f"{_name(path)} is damaged: its digest is not that of its contents")
-    for alias, name in manifest["aliases"].items():
-        tensors[alias] = tensors[name]
     return manifest, tensors
 
 
-def _manifest(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
-    try:
-        manifest = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(f"{_name(path)} is damaged: its manifest is not JSON ({error})") from error
-    schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if isinstance(schema, int) and schema > SCHEMA:
-        raise CheckpointError(f"{_name(path)} has schema {schema}; this version reads up to {SCHEMA}: upgrade surgery")
-    if schema != SCHEMA or set(manifest) - _OPTIONAL != set(_KEYS):
-        raise CheckpointError(
-            f"{_name(path)}: a manifest of schema {SCHEMA} has {', '.join(_KEYS)}; found {list(manifest or [])}"
-        )
-    for key, kind in _KEYS.items():
-        if not isinstance(manifest[key], kind):
-            raise CheckpointError(f"{_name(path)}: manifest {key} is {manifest[key]!r}; {kind.__name__} is needed")
-    return manifest
+def _add_aliases(path: str | os.PathLike[str], manifest: Manifest, tensors: dict[str, Tensor]) -> None:
+    for alias, name in manifest.aliases.items():
+        if alias in tensors or name not in tensors or name in manifest.aliases:
+            raise CheckpointError(
+                f"{_name(path)}: manifest aliases: {alias!r:.80} → {name!r:.80}: a name without a tensor, and that of "
+                "a tensor in the file, are needed"
+            )
+    tensors |= {alias: tensors[name] for alias, name in manifest.aliases.items()}
 
 
-def _source(path: str | os.PathLike[str], value: dict[str, Any]) -> Source:
-    if set(value) != {"builder", "name", "kwargs"} or not isinstance(value["kwargs"], dict):
-        raise CheckpointError(f"{_name(path)}: manifest source {value!r} is not builder, name and kwargs")
-    if "pretrained" in value["kwargs"] or "weights" in value["kwargs"]:
-        raise CheckpointError(f"{_name(path)}: manifest source {value!r} asks for a download; load never downloads")
-    return Source(**value)
+def _words(error: Exception) -> str:
+    expected = isinstance(error, SurgeryError | ValueError)
+    return f"{'' if expected else type(error).__name__ + ' '}{error!s:.1000}"
 
 
-def _preprocessing(path: str | os.PathLike[str], value: Any) -> Preprocessing:
-    try:
-        return Preprocessing.from_json(value)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{_name(path)}: manifest preprocessing {value!r} cannot be: {error}") from error
-
-
-def _fill(path: str | os.PathLike[str], model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
-    own = model.state_dict()
+def _fill(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+    own: Any = model.state_dict()
     missing, foreign = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
     if missing or foreign:
-        raise CheckpointError(f"{_name(path)} does not fit its model: lacks {missing[:3]}, has besides {foreign[:3]}")
+        raise CheckpointError(f"it does not fit its model: lacks {missing[:3]}, has besides {foreign[:3]!s:.300}")
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
-            raise CheckpointError(
-                f"{_name(path)}: {name!r} has shape {tuple(tensor.shape)}, {tuple(own[name].shape)} is needed"
-            )
-        if tensor.is_floating_point() != own[name].is_floating_point():
-            raise CheckpointError(f"{_name(path)}: {name!r} is {tensor.dtype}; a kind of {own[name].dtype} is needed")
-    model.load_state_dict(tensors, strict=True, assign=True)
+            raise CheckpointError(f"{name!r} has shape {tuple(tensor.shape)}, {tuple(own[name].shape)} is needed")
+        if _kind(tensor) != _kind(own[name]):
+            raise CheckpointError(f"{name!r} is {tensor.dtype}; a kind of {own[name].dtype} is needed")
+    state: Any = OrderedDict(tensors)
+    state._metadata = own._metadata  # versions of the modules' layouts: some refuse to load without
+    model.load_state_dict(state, strict=True, assign=True)
     return model
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool
 
 
 def _needs_values(model: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import timm
 from torch import nn
 
+from surgery.edit_arguments import is_whole
 from surgery.source import register_builder
 
 LAYERS = (3, 4, 6, 3)
@@ -33,8 +34,11 @@ def cifar_resnet(
     """
     if len(layers) != 4 or len(channels) != 4:
         raise ValueError(
-            f"layers={list(layers)} and channels={list(channels)}: one of each for the four stages is needed"
+            f"layers={list(layers)!r:.80} and channels={list(channels)!r:.80}: "
+            "one of each for the four stages is needed"
         )
+    if not all(is_whole(n, 1) for n in (*layers, *channels)):
+        raise ValueError(f"layers={list(layers)!r:.80} and channels={list(channels)!r:.80}: whole numbers are needed")
     if stem_stride not in (1, 2):
         raise ValueError(f"stem_stride={stem_stride}: 1 or 2 is needed")
     network = timm.create_model(

@@ -14,6 +14,7 @@ from surgery.errors import SurgeryError
 from surgery.graph.symbolic import trace_block
 
 HISTORY = "surgery_edits"
+NARROW = "narrow"  # the method of the edit that makes layers narrower, before the sites of a plan
 MATCH = "match"  # the method of an edit that changed no structure: it tells which order the channels are in
 
 
@@ -45,11 +46,14 @@ class Edit:
         """Raises ValueError on unknown or missing keys or wrong types."""
         types = {"method": str, "site": str, "role": str, "channels": list, "arguments": dict, "note": str}
         if not isinstance(value, dict) or set(value) != set(types):
-            raise ValueError(f"an edit has the keys {', '.join(types)}; found {value!r}")
+            raise ValueError(f"an edit has the keys {', '.join(types)}; found {value!r:.200}")
         for key, kind in types.items():
             if not isinstance(value[key], kind):
-                raise ValueError(f"edit {key}={value[key]!r}: {kind.__name__} is needed")
-        return cls(**value | {"channels": tuple(value["channels"])})
+                raise ValueError(f"edit {key}={value[key]!r:.80}: {kind.__name__} is needed")
+        channels = value["channels"]
+        if len(channels) != 2 or not all(type(n) is int and n >= 0 for n in channels):
+            raise ValueError(f"edit channels={channels!r:.80}: two whole numbers, [in, out], are needed")
+        return cls(**value | {"channels": (channels[0], channels[1])})
 
 
 def history(model: nn.Module) -> tuple[Edit, ...]:
@@ -70,14 +74,18 @@ def apply(model: nn.Module, edits: Iterable[Edit], *, keep: "dict[str, Kept] | N
     """
     from surgery.methods import method_named
 
-    for edit in edits:
-        if edit.method == "narrow":
-            from surgery.narrow import narrow_modules
+    done: list[Edit] = []
+    try:
+        for edit in edits:
+            if edit.method == NARROW:
+                from surgery.narrow import narrow_modules
 
-            narrow_modules(model, edit.arguments["widths"], keep)
-        elif edit.method != MATCH:
-            method_named(edit.method).apply(model, edit)
-        setattr(model, HISTORY, (*history(model), edit))
+                narrow_modules(model, edit.arguments["widths"], keep)
+            elif edit.method != MATCH:
+                method_named(edit.method).apply(model, edit)
+            done.append(edit)
+    finally:
+        setattr(model, HISTORY, (*history(model), *done))
     return model
 
 

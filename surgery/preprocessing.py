@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from math import isfinite, prod
+from numbers import Real
 from typing import Any, cast
 
 from PIL import Image
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 MEMORY = "surgery_preprocessing"
+LARGEST_SIDE = 16_384  # pixels, of the crop and of the image that it is taken from
+MOST_NUMBERS = 2**28  # of one prepared image: a gigabyte of float32
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 
@@ -38,20 +42,25 @@ class Preprocessing:
     colours: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        channels = self.size[0] if len(self.size) == 3 else 0
-        if channels < 1 or not all(isinstance(n, int) and n > 0 for n in self.size):
-            raise ValueError(f"preprocessing size={self.size!r}: three positive ints (C, H, W) are needed")
-        if len(self.mean) != channels or len(self.std) != channels or not all(value > 0 for value in self.std):
-            raise ValueError(f"preprocessing mean={self.mean!r}, std={self.std!r}: one of each, std > 0, per channel")
-        if not 0 < self.crop_pct <= 1 or self.interpolation not in INTERPOLATIONS:
-            raise ValueError(
-                f"preprocessing crop_pct={self.crop_pct!r}, interpolation={self.interpolation!r}: a share in (0, 1] "
-                f"and one of {', '.join(INTERPOLATIONS)} are needed"
-            )
-        if not all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in self.colours):
-            raise ValueError(f"preprocessing colours={self.colours!r}: '#rrggbb' of each class is needed")
-        if self.ignore is not None and not isinstance(self.ignore, int):
-            raise ValueError(f"preprocessing ignore={self.ignore!r}: a pixel value, an int, is needed")
+        _check("size", self.size, self._is_size(), f"three positive ints (C, H, W), at most {LARGEST_SIDE} a side,")
+        channels = self.size[0]
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            of_channels = isinstance(values, tuple | list) and len(values) == channels and all(map(_is_number, values))
+            _check(key, values, of_channels and (key == "mean" or min(values) > 0), "one for each channel, std > 0,")
+        enlarged = _is_number(self.crop_pct) and 0 < self.crop_pct <= 1
+        enlarged = enlarged and max(self.size[1:]) / self.crop_pct <= LARGEST_SIDE
+        _check("crop_pct", self.crop_pct, enlarged, f"a share in (0, 1], of a side of at most {LARGEST_SIDE},")
+        _check("interpolation", self.interpolation, self.interpolation in INTERPOLATIONS, ", ".join(INTERPOLATIONS))
+        names = isinstance(self.classes, tuple | list) and all(isinstance(name, str) for name in self.classes)
+        _check("classes", self.classes, names, "a name (text) for each output")
+        hexadecimal = isinstance(self.colours, tuple | list) and all(map(_is_colour, self.colours))
+        _check("colours", self.colours, hexadecimal, "'#rrggbb' of each class")
+        pixel = self.ignore is None or (_is_int(self.ignore) and 0 <= self.ignore <= 255)
+        _check("ignore", self.ignore, pixel, "a pixel value, an int from 0 to 255,")
+
+    def _is_size(self) -> bool:
+        sides = self.size if isinstance(self.size, tuple | list) and len(self.size) == 3 else (0,)
+        return all(_is_int(side) and 0 < side <= LARGEST_SIDE for side in sides) and prod(sides) <= MOST_NUMBERS
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """timm's evaluation transform: a PIL image to float32 (C, H, W)."""
@@ -72,9 +81,29 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Preprocessing":
-        """From what :meth:`to_json` gave; raises ValueError or TypeError for anything else."""
+        """From what :meth:`to_json` gave; raises ValueError for anything else."""
+        known = [field.name for field in fields(cls)]
+        if not set(known[:3]) <= set(value) <= set(known):
+            raise ValueError(f"preprocessing has {list(value)!r:.200}; {', '.join(known)} (the first three) are needed")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
         return cls(**values)
+
+
+def _check(name: str, value: object, is_right: bool, needed: str) -> None:
+    if not is_right:
+        raise ValueError(f"preprocessing {name}={value!r:.200}: {needed} is needed")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+
+
+def _is_colour(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("#[0-9a-f]{6}", value) is not None
 
 
 def preprocessing_of(model: nn.Module, input_size: Sequence[int] | None = None) -> Preprocessing:

@@ -9,9 +9,13 @@ from timm.models import FeatureListNet
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from surgery.builder_arguments import check_known, check_timm_name, plain_arguments
+from surgery.edit_arguments import is_whole
 from surgery.source import register_builder
 
 OUTPUT_STRIDE = 8
+MOST_BINS = 16
+LARGEST_BIN = 128
 
 
 def conv_norm_act(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
@@ -98,12 +102,18 @@ def pspnet(
 
     Raises:
         ValueError: a width or bins that cannot be, or a backbone without output stride 8.
-        RuntimeError: no such backbone.
+        SourceError: no such backbone in timm's registry, or arguments that are none of its architecture.
     """
-    if width < 2 or not bins or any(n < 1 for n in bins):
-        raise ValueError(f"width={width}, bins={list(bins)}: a width of at least 2 and sides of at least 1 are needed")
+    if not is_whole(width, 2) or not 0 < len(bins) <= MOST_BINS or not all(is_whole(n, 1, LARGEST_BIN) for n in bins):
+        raise ValueError(
+            f"width={width!r:.80}, bins={list(bins)!r:.80}: a width of at least 2 and at most {MOST_BINS} sides from 1 "
+            f"to {LARGEST_BIN} are needed"
+        )
+    check_timm_name(backbone)
+    of_backbone = plain_arguments(backbone_kwargs or {})
+    check_known(timm.model_entrypoint(backbone), of_backbone, shared=True)
     arguments: dict[str, Any] = {"features_only": True, "output_stride": OUTPUT_STRIDE, "out_indices": (3, 4)}
-    created = timm.create_model(backbone, pretrained=pretrained, **arguments, **(backbone_kwargs or {}))
+    created = timm.create_model(backbone, pretrained=pretrained, **arguments, **of_backbone)
     network = cast(FeatureListNet, created)
     if network.feature_info.reduction() != [OUTPUT_STRIDE] * 2:
         raise ValueError(f"backbone={backbone!r} cannot have output stride {OUTPUT_STRIDE}; resnet50 and its kin can")

@@ -15,6 +15,7 @@ from torch import nn
 import surgery
 from surgery.errors import CheckpointError, SourceError
 from surgery.methods import method_named
+from tests.load_fuzzing import guard
 from tests.small_models import LooksAtValues, Net
 
 SIZE = (3, 8, 8)
@@ -175,7 +176,7 @@ def test_flipped_bit_anywhere(file, share, bit):
     [
         ({"schema": 2}, "schema 2; this version reads up to 1: upgrade"),
         ({"schema": "one"}, "manifest of schema 1 has"),
-        ({"edits": "none"}, "manifest edits is 'none'; list is needed"),
+        ({"edits": "none"}, "manifest edits: it is 'none'; a list of edits"),
         ({"extra": 1}, "manifest of schema 1 has"),
         ({"source": {"builder": "nobody", "name": "", "kwargs": {}}}, "'nobody' is not registered here"),
         ({"source": {"builder": "timm", "name": "resnet18", "kwargs": {"pretrained": True}}}, "never downloads"),
@@ -264,3 +265,90 @@ def test_methods_are_known_by_name():
     assert method_named("pix").name == "pix"
     with pytest.raises(ValueError, match="'pix', 'squeeze-conv'"):
         method_named("pox")
+
+
+def plain(builder, name="", **kwargs):
+    return {"source": {"builder": builder, "name": name, "kwargs": kwargs}, "edits": []}
+
+
+def timm_model(name, **kwargs):
+    return plain("timm", name, **kwargs)
+
+
+EDIT = {"method": "match", "site": "", "role": "", "channels": [0, 0], "arguments": {"order": "0"}, "note": ""}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (timm_model("hf-hub:timm/resnet18.a1_in1k"), "the name of a model that timm lists"),
+        (timm_model("hf_hub:timm/resnet18"), "the name of a model that timm lists"),
+        (timm_model("local-dir:/etc"), "the name of a model that timm lists"),
+        (timm_model("resnet18", checkpoint_path="/etc/passwd"), "kwargs.checkpoint_path: what names weights"),
+        (timm_model("resnet18", pretrained_cfg={"url": "x"}), "kwargs.pretrained_cfg: what names weights"),
+        (timm_model("resnet18", pretrained_cfg_overlay={"file": "x"}), "kwargs.pretrained_cfg_overlay: what names"),
+        (timm_model("resnet18", cache_dir="x"), "kwargs.cache_dir: what names weights"),
+        (timm_model("resnet18", colour="red"), "unexpected keyword argument 'colour'"),
+        (timm_model("resnet18", act_layer="/etc/passwd"), "names no file and no address"),
+        (plain("torchvision", "resnet18", weights="DEFAULT"), "kwargs.weights: what names weights"),
+        (plain("torchvision", "fcn_resnet50", weights_backbone="DEFAULT"), "kwargs.weights_backbone: what names"),
+        (plain("torchvision", "fcn_resnet50"), "does not fit its model"),
+        (plain("torchvision", "fasterrcnn_resnet50_fpn"), "does not fit its model"),
+        (plain("pspnet", backbone="hf-hub:timm/resnet18"), "names no file and no address"),
+        (plain("pspnet", backbone="resnet26", backbone_kwargs={"checkpoint_path": "w"}), "what names weights"),
+        (plain("pspnet", bins=[1] * 10**5), "at most 1000 values"),
+        (plain("cifar_resnet", layers=[10**9, 1, 1, 1]), "whole numbers add up to"),
+        (plain("cifar_resnet", layers=[100_000, 1, 1, 1]), "more than a network of .* tensors"),
+        (timm_model("resnet26", layers=[100_000, 1, 1, 1]), "more than a network of .* tensors"),
+        (timm_model("resnet26", output_stride=7), "cannot be built: AssertionError"),
+        (timm_model("resnet26", layers=[]), "does not fit|cannot be built"),
+        (timm_model(5), "name=5: a text is needed"),
+        (plain(["timm"], "resnet18"), r"builder=\['timm'\]: a text is needed"),
+        ({"edits": [EDIT] * 100_000}, "a manifest of 1[0-9]* characters; at most"),
+        ({"edits": [EDIT] * 17_000}, "more than a network of .* tensors"),
+        ({"edits": [EDIT | {"more": 1}]}, "an edit has the keys"),
+        ({"aliases": {"fc.bias": "fc.weight"}}, "aliases: 'fc.bias' → 'fc.weight'"),
+        ({"aliases": {"a": "nothing"}}, "aliases: 'a' → 'nothing'"),
+        ({"aliases": {"a": ["fc.bias"]}}, "aliases: 'a' is"),
+        (
+            {"preprocessing": {"size": [3, 200_000, 200_000], "mean": [0.5] * 3, "std": [0.5] * 3}},
+            "at most 16384 a side",
+        ),
+        ({"tensors": {"fc.bias": torch.zeros(5, dtype=torch.bool)}}, "'fc.bias' is torch.bool"),
+        ({"tensors": {"fc.bias": torch.zeros(5, dtype=torch.complex64)}}, "'fc.bias' is torch.complex64"),
+    ],
+)
+def test_what_a_file_asks_for_besides_its_model(file, changes, message):
+    """With a digest that is right: no network is asked, no other file is opened, nothing hangs."""
+    rewrite(file, **changes)
+    with guard().watching(str(file)) as seen, pytest.raises(CheckpointError, match=message):
+        surgery.load(file)
+    assert seen == []
+
+
+def test_arguments_that_are_tuples(tmp_path):
+    model = timm.create_model("resnet26", layers=(1, 1, 1, 1), channels=(8, 8, 8, 8), num_classes=2).eval()
+    kwargs = {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8), "num_classes": 2}
+    surgery.save(model, tmp_path / "m", source="timm/resnet26", kwargs=kwargs)
+    loaded = surgery.load(tmp_path / "m")
+    assert loaded.surgery_source.kwargs["layers"] == [1, 1, 1, 1]
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(loaded(x), model(x))
+
+
+@surgery.register_builder("tests_pooled")
+def pooled_net(kernel=(2, 2)):
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(kernel))
+
+
+@pytest.mark.parametrize("kernel", [(2, 2), [2, 2]])
+def test_lists_and_tuples_are_the_same_network(tmp_path, kernel):
+    surgery.save(pooled_net(kernel), tmp_path / "m", source="tests_pooled", kwargs={"kernel": kernel}, input_size=SIZE)
+    assert isinstance(surgery.load(tmp_path / "m"), nn.Sequential)
+
+
+def test_a_file_that_load_would_refuse_is_not_written(tmp_path):
+    model = timm.create_model("resnet26", layers=(1, 1, 1, 1), num_classes=2)
+    with pytest.raises(SourceError, match="names weights, a file or an address"):
+        surgery.save(model, tmp_path / "m", source="timm/resnet26", kwargs={"checkpoint_path": str(tmp_path / "w.pth")})
+    assert not (tmp_path / "m").exists()

@@ -22,7 +22,12 @@ def test_converts_saves_and_loads(tmp_path):
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
-    [({"layers": [1]}, "one of each for the four stages"), ({"stem_stride": 4}, "stem_stride=4: 1 or 2")],
+    [
+        ({"layers": [1]}, "one of each for the four stages"),
+        ({"stem_stride": 4}, "stem_stride=4: 1 or 2"),
+        ({"layers": [1.5] * 4}, "whole numbers"),
+        ({"layers": 5}, "TypeError|not iterable|has no len"),
+    ],
 )
 def test_what_cannot_be_built(kwargs, message):
     with pytest.raises(SourceError, match=message):

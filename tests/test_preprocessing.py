@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -7,8 +9,16 @@ from safetensors import safe_open
 import surgery
 from surgery.errors import CheckpointError
 from surgery.preprocessing import Preprocessing, preprocessing_of
+from tests.test_checkpoint import rewrite
 
 OWN = Preprocessing((3, 20, 30), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), 0.8, "bilinear", ("a", "b"))
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("file") / "m.safetensors"
+    surgery.save(timm.create_model("test_resnet", num_classes=2), path)
+    return path
 
 
 def test_what_timm_says_unless_the_model_remembers(tmp_path):
@@ -40,6 +50,17 @@ def test_transform_crops_and_normalises():
     torch.testing.assert_close(tensor[:, 5, 5], expected, rtol=0, atol=1e-5)
 
 
+def test_numbers_must_be_finite():
+    for bad in (float("nan"), float("inf")):
+        for change in ({"mean": (bad, 0.5, 0.5)}, {"std": (bad, 0.5, 0.5)}, {"crop_pct": bad}):
+            with pytest.raises(ValueError, match=f"preprocessing {next(iter(change))}="):
+                replace(OWN, **change)
+
+
+def test_large_images_are_accepted():
+    assert replace(OWN, size=(3, 8192, 8192)).size == (3, 8192, 8192)
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -48,12 +69,31 @@ def test_transform_crops_and_normalises():
         {"mean": [0.5]},
         {"crop_pct": 2},
         {"interpolation": "x"},
+        {"interpolation": []},
         {"y": 1},
+        {"size": [3, 200_000, 200_000]},
+        {"size": [3, 16_000, 16_000]},
+        {"size": [True, 8, 8]},
+        {"size": "abc"},
+        {"size": 5},
+        {"crop_pct": 1e-5},
+        {"crop_pct": "1"},
+        {"mean": "abc"},
+        {"mean": ["a", "b", "c"]},
+        {"mean": None},
+        {"std": [True] * 3},
+        {"classes": [1, 2]},
+        {"classes": "ab"},
+        {"classes": {"a": 1}},
+        {"colours": [5]},
+        {"colours": ["#GGGGGG"]},
+        {"ignore": True},
+        {"ignore": 256},
+        {"ignore": "7"},
     ],
 )
-def test_manifests_that_cannot_be(tmp_path, monkeypatch, bad):
+def test_manifests_that_cannot_be(file, bad):
     content = {"size": [3, 20, 30], "mean": [0.5] * 3, "std": [1.0] * 3} | bad
-    monkeypatch.setattr(Preprocessing, "to_json", lambda self: content)
-    surgery.save(timm.create_model("resnet18", num_classes=2), tmp_path / "m.safetensors", preprocessing=OWN)
+    rewrite(file, preprocessing=content)
     with pytest.raises(CheckpointError, match="manifest preprocessing"):
-        surgery.load(tmp_path / "m.safetensors")
+        surgery.load(file)

@@ -82,9 +82,25 @@ def test_calibrated_but_for_the_wide_head(network):
         ({"width": 1}, r"width=1, bins=\[1, 2, 3, 6\]"),
         ({"bins": []}, r"bins=\[\]"),
         ({"backbone": "vgg11"}, "cannot be built"),
+        ({"bins": [1] * 100_000}, "at most 1000 values"),
+        ({"bins": [1] * 17}, "at most 16 sides from 1 to 128"),
+        ({"bins": [10**6]}, "at most 16 sides from 1 to 128"),
+        ({"bins": [1.5]}, r"bins=\[1.5\]"),
+        ({"width": "8"}, "width='8'"),
+        ({"backbone": "hf-hub:timm/resnet18"}, "a short text that names no file"),
+        ({"backbone": "resnet0"}, "name='resnet0': the name of a model that timm lists"),
+        ({"backbone_kwargs": {"checkpoint_path": "w"}}, "backbone_kwargs.checkpoint_path: what names weights"),
+        ({"backbone_kwargs": {"pretrained_cfg": {}}}, "backbone_kwargs.pretrained_cfg: what names weights"),
+        ({"backbone_kwargs": [1]}, "a dict of keyword arguments is needed"),
         ({"backbone": "resnet26", "colour": 3}, "unexpected keyword argument 'colour'"),
     ],
 )
 def test_what_cannot_be_built(change, message):
     with pytest.raises(SourceError, match=message):
         surgery.create("pspnet", **{**SMALL, **change})
+
+
+@pytest.mark.parametrize("backbone", ["hf-hub:timm/resnet18", "local-dir:/tmp", "hf_hub:timm/resnet18"])
+def test_backbones_are_those_of_the_registry(backbone):
+    with pytest.raises(SourceError, match="the name of a model that timm lists"):
+        surgery.pspnet.pspnet(backbone)

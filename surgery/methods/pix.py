@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import nn
 
 from surgery.edit import Edit, checked_conv, drop, drop_calls, replace
+from surgery.edit_arguments import ERASURE, NAMES, TRUE, WIDTH, Form
 from surgery.errors import check_choice
 from surgery.graph import ModelGraph
 from surgery.insertion import apply_pooled_head, insert_before, plan_insertion
@@ -61,6 +62,11 @@ class PiXMethod:
     name: ClassVar[str] = "pix"
     modes: ClassVar[tuple[str, ...]] = ("squeeze", "downscale", "prune")
     Config: ClassVar[type] = PiXConfig
+    forms: ClassVar[tuple[Form, ...]] = (
+        Form({"pool_head": TRUE}),
+        Form({"squeezed": WIDTH}, PiXConfig),
+        Form({"identity": NAMES, "erase": ERASURE}, PiXConfig),
+    )
 
     def plan(self, graph: ModelGraph, request: Request, config: PiXConfig) -> Proposal:
         if request.mode == "squeeze":

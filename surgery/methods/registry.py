@@ -18,6 +18,8 @@ class Method(Protocol):
     """What a method is to the rest of the package.
 
     ``Config`` is a frozen dataclass of JSON values whose ``__post_init__`` raises ValueError on what cannot be.
+    ``forms``, which may be absent, says which arguments its edits have, so that a file's are checked before anything is
+    built (:mod:`surgery.edit_arguments`).
     """
 
     name: ClassVar[str]

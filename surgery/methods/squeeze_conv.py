@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from surgery.edit import Edit, checked_conv
+from surgery.edit_arguments import TRUE, WIDTH, Form
 from surgery.graph import ModelGraph
 from surgery.insertion import apply_pooled_head, insert_before, plan_insertion
 from surgery.methods.registry import Proposal, register
@@ -32,6 +33,7 @@ class SqueezeConv:
     name: ClassVar[str] = "squeeze-conv"
     modes: ClassVar[tuple[str, ...]] = ("downscale", "prune")
     Config: ClassVar[type] = SqueezeConvConfig
+    forms: ClassVar[tuple[Form, ...]] = (Form({"pool_head": TRUE}), Form({"squeezed": WIDTH}))
 
     def plan(self, graph: ModelGraph, request: Request, config: SqueezeConvConfig) -> Proposal:
         return plan_insertion(self.name, graph, request, {})

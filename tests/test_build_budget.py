@@ -1,0 +1,90 @@
+import threading
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from surgery.build_budget import CALL, FLOOR, Budget, BudgetError
+from surgery.errors import SourceError
+from surgery.source import Source, build, build_on_meta
+
+
+def spent(budget, make):
+    before = budget.left
+    with budget.counting():
+        make()
+    return before - budget.left
+
+
+def test_is_set_by_the_tensors():
+    model = timm.create_model("test_resnet")
+    budget = Budget.of(model.state_dict().values())
+    assert budget.tensors == len(model.state_dict())
+    assert budget.elements == sum(t.numel() for t in model.state_dict().values())
+    assert budget.left > FLOOR
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "resnetblur50", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize("make", [build, build_on_meta])
+def test_timm_s_networks_take_a_small_share(name, make):
+    budget = Budget.of(timm.create_model(name).state_dict().values())
+    whole = budget.left
+    make(Source("timm", name), budget=budget)
+    assert budget.left > 0.7 * whole
+
+
+def test_counts_modules_without_tensors():
+    budget = Budget(0, 0)
+    assert spent(budget, lambda: nn.Sequential(*[nn.Identity() for _ in range(100)])) == 100 * CALL
+
+
+def test_counts_elements_on_the_cpu_only():
+    assert spent(Budget(0, 0), lambda: torch.zeros(1000)) == CALL + 1000
+    assert spent(Budget(0, 0), lambda: torch.zeros(1000, device="meta")) == CALL
+    assert spent(Budget(0, 0), lambda: torch.zeros(10, 1) + torch.zeros(1, 10)) == 3 * CALL + 10 + 10 + 100
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.zeros(10**13),
+        lambda: torch.zeros(10**6, 1) - torch.zeros(1, 10**6),
+        lambda: torch.zeros(1).expand(10**12),
+        lambda: torch.arange(10**13),
+        lambda: torch.zeros(10**6).outer(torch.zeros(10**6)),
+        lambda: torch.zeros(2, 3).repeat(10**6, 10**6),
+    ],
+)
+def test_memory_is_refused_before_it_is_taken(make):
+    with pytest.raises(BudgetError, match="more than a network of 0 tensors with 0 numbers"), Budget(0, 0).counting():
+        make()
+
+
+def test_what_other_threads_build_is_not_counted():
+    budget = Budget(0, 0)
+    thread = threading.Thread(target=lambda: nn.Sequential(nn.Linear(3, 3), nn.Identity()))
+
+    def make():
+        thread.start()
+        thread.join()
+
+    assert spent(budget, make) == 0
+
+
+def test_nothing_is_counted_afterwards():
+    budget = Budget(0, 0)
+    with pytest.raises(ValueError, match="inside"), budget.counting():
+        raise ValueError("inside")
+    left = budget.left
+    nn.Sequential(nn.Linear(3, 3), nn.Identity())
+    assert budget.left == left
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{"layers": [10**9, 1, 1, 1]}, {"layers": [100_000, 1, 1, 1]}, {"channels": [10**9] * 4}, {"num_classes": 10**12}],
+)
+def test_builders_that_never_end(kwargs):
+    with pytest.raises(SourceError, match="more than a network of 3 tensors|whole numbers add up to"):
+        build_on_meta(Source("cifar_resnet", "", kwargs), budget=Budget(3, 100))
