@@ -91,7 +91,7 @@ def summary(found: Iterable[Record]) -> str:
                 family,
                 str(len(members)),
                 str(sum(bool(member.sites) for member in members)),
-                _counted(Counter[str]().union(*()) if False else _total(member.sites for member in members)),
+                _counted(_total(member.sites for member in members)),
                 _counted(_total(member.reasons for member in members), REASONS_SHOWN),
             )
         )

@@ -59,7 +59,9 @@ def bends(module: nn.Module) -> bool:
         return False
     probe = _Probe(module, channels)
     straight, turned = probe.output(probe.x), probe.output(-probe.x)
-    return straight is not None and turned is not None and bool((straight + turned).var(dim=(0, 2, 3)).max() > 1e-4)
+    if straight is None or turned is None:
+        return False
+    return bool(((straight + turned).std(dim=(0, 2, 3)) > 1e-2 * straight.std(dim=(0, 2, 3))).any())
 
 
 def _channels(module: nn.Module) -> int | None:
@@ -115,10 +117,13 @@ class _Probe:
         """What a fresh copy gives; the copies hold the same numbers."""
         probe = copy_with(self.module, lambda t: torch.zeros(t.shape, dtype=_plain(t.dtype), device="cpu"))
         numbers = torch.Generator("cpu").manual_seed(1)
+        gain = next(probe.parameters(), None)
         with torch.no_grad():
             for tensor in dict.fromkeys(tensors(probe)):
                 if tensor.is_floating_point() and not tensor.is_meta:  # a scripted module's stay where they are
                     tensor.copy_(torch.rand(tensor.shape, generator=numbers, device="cpu") / 2 + 0.5)
+                    if isinstance(tensor, nn.Parameter) and tensor is not gain:
+                        tensor.mul_(0.1)  # a large shift or threshold would hide what else there is
         return _output(probe.train(training), x)
 
     def _keeps_places(self, straight: Tensor) -> bool:
@@ -155,12 +160,13 @@ class _Probe:
         )
 
     def _levels(self, training: bool) -> bool:
-        """Whether the output no longer grows with a large input, and still varies (a gate's grows, a softmax is flat)."""
+        """Whether the output stops growing with the input (a gate's goes on) and still varies (a softmax is flat)."""
         loud, louder = self.output(LOUD * self.x, training), self.output(LOUDER * self.x, training)
         if loud is None or louder is None or not torch.allclose(loud, louder, rtol=1e-2, atol=1e-2):
             return False
-        steps = louder.transpose(0, 1).flatten(1).sort(dim=1).values.diff(dim=1)
-        return bool(((steps > 1e-3).sum(1) > HEIGHT).all())
+        rows = louder.transpose(0, 1).flatten(1)
+        steps = rows.sort(dim=1).values.diff(dim=1)
+        return bool(((steps > 1e-3 * rows.std(dim=1, keepdim=True)).sum(1) > HEIGHT).all())
 
 
 def _plain(dtype: torch.dtype) -> torch.dtype:

@@ -49,8 +49,9 @@ def calls_seen(handler: Callable[[Any, Callable[[], Any], Any, Any], Any]) -> It
     def call(function: Any, *args: Any, **kwargs: Any) -> Any:
         return handler(function, lambda: plain(function, *args, **kwargs), args, kwargs)
 
-    torch.jit.ScriptFunction.__call__ = call  # type: ignore[method-assign]
+    scripted: Any = torch.jit.ScriptFunction
+    scripted.__call__ = call
     try:
         yield
     finally:
-        torch.jit.ScriptFunction.__call__ = plain  # type: ignore[method-assign]
+        scripted.__call__ = plain
