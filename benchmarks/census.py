@@ -82,24 +82,21 @@ def records(file: Path) -> Iterator[Record]:
 
 def summary(found: Iterable[Record]) -> str:
     """A row per family, then the failures."""
-    rows = []
     everything = sorted(found, key=lambda record: record.family)
-    for family, group in itertools.groupby(everything, key=lambda record: record.family):
-        members = list(group)
-        rows.append(
-            (
-                family,
-                str(len(members)),
-                str(sum(bool(member.sites) for member in members)),
-                _counted(_total(member.sites for member in members)),
-                _counted(_total(member.reasons for member in members), REASONS_SHOWN),
-            )
-        )
+    groups = itertools.groupby(everything, key=lambda record: record.family)
+    rows = [_row(family, list(members)) for family, members in groups]
     lines = [table(("family", "models", "with sites", "sites", "passed over"), rows, right=(1, 2))]
     totals = _total(record.sites for record in everything)
     lines.append(f"{len(everything)} models, {sum(bool(r.sites) for r in everything)} with sites: {_counted(totals)}")
     lines += [f"failed: {record.model}: {record.failure}" for record in everything if record.failure]
     return "\n".join(lines)
+
+
+def _row(family: str, members: list[Record]) -> tuple[str, ...]:
+    with_sites = sum(bool(member.sites) for member in members)
+    sites = _counted(_total(member.sites for member in members))
+    reasons = _counted(_total(member.reasons for member in members), REASONS_SHOWN)
+    return family, str(len(members)), str(with_sites), sites, reasons
 
 
 def _total(counts: Iterable[dict[str, int]]) -> Counter[str]:
@@ -125,7 +122,10 @@ def main() -> int:
         parser.error(f"--models {' '.join(arguments.models)}: no model of timm {timm.__version__} has such a name")
     done = {record.model for record in records(arguments.out)}
     left = [pair for pair in chosen if pair[0] not in done][: arguments.limit]
+    cut_short = arguments.out.exists() and not arguments.out.read_bytes().endswith(b"\n")
     with arguments.out.open("a") as file:
+        if cut_short:
+            file.write("\n")
         for name, family in tqdm(left, unit="model", disable=None):
             file.write(json.dumps(asdict(census(name, family))) + "\n")
             file.flush()

@@ -7,7 +7,7 @@ from torch import fx, nn
 
 from surgery.edit import call_name
 from surgery.graph import ModelGraph
-from surgery.graph.dataflow import activation_name, back_to, non_negative, source
+from surgery.graph.dataflow import activation_name, back_to, non_negative, role_of, source
 from surgery.graph.kinds import has_activation_module
 from surgery.sites import Site
 
@@ -75,7 +75,7 @@ def _is_scaled(conv: fx.Node, act: fx.Node) -> bool:
     """Whether a scale of any sign, which stays, stands between a convolution and its activation."""
     node, scaled = conv, False
     while (node := next(iter(node.users))) is not act:
-        scaled = scaled or node.meta.get("kind") == "scale"
+        scaled = scaled or role_of(node) == "scale"
     return scaled
 
 

@@ -34,7 +34,7 @@ COMPUTED = "its weight is computed from others at call time (parametrised, weigh
 SCRIPTED = "inside a scripted module (TorchScript), whose code cannot be changed: convert it before it is scripted"
 _TO_DEPTHWISE = frozenset({"norm", "act", "identity", "mul", "pad", "scale"})
 _TO_PRODUCER = frozenset({"norm", "act", "identity", "pad", "scale"})
-_TO_READER = THROUGH | {"norm", "act"}
+_TO_READER = THROUGH | {"norm", "act", "split", "item"}
 
 
 @dataclass(frozen=True)

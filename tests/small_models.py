@@ -1,5 +1,7 @@
 """Small networks with what real users' models hold: shared, padded, functional, tied, data-dependent."""
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from timm.layers import LayerScale2d
@@ -97,9 +99,13 @@ def with_statistics(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
-@torch.jit.script
-def scripted_swish(x: Tensor) -> Tensor:
+def swish(x: Tensor) -> Tensor:
     return x * torch.sigmoid(x)
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, and users' models have it
+    scripted_swish = torch.jit.script(swish)
 
 
 class Swish(nn.Module):
@@ -168,7 +174,7 @@ class ScaledProjection(nn.Module):
 
 
 class Wrapped(nn.Module):
-    """A stem, one block of 16 channels, and a classifier."""
+    """A stem that forks at its end, one block of 16 channels, and a classifier."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -177,7 +183,8 @@ class Wrapped(nn.Module):
         self.fc = nn.Linear(16, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.block(torch.relu(self.stem(x))).mean((2, 3)))
+        x = torch.relu(self.stem(x))
+        return self.fc(self.block(x + torch.sigmoid(x)).mean((2, 3)))
 
 
 def darknet(*widths: int) -> nn.Sequential:

@@ -82,6 +82,22 @@ def sole_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
+def role_of(node: fx.Node) -> str | None:
+    """A node's kind; a product with a parameter alone (LayerScale written as ``x * self.gamma``) is a ``scale``."""
+    kind: str | None = node.meta.get("kind")
+    if kind != "mul" or node.op != "call_function":
+        return kind
+    others = [arg for arg in node.all_input_nodes if not _is_parameter(arg)]
+    return "scale" if len(others) == 1 < len(node.all_input_nodes) else kind
+
+
+def _is_parameter(node: fx.Node) -> bool:
+    """Whether a tensor is a parameter or buffer, reshaped at most."""
+    while node.meta.get("kind") == "reshape" and len(node.all_input_nodes) == 1:
+        node = node.all_input_nodes[0]
+    return node.meta.get("kind") == "attribute"
+
+
 @dataclass(frozen=True)
 class Followers:
     """What comes after a convolution: [norm] [act] (with pads and identities between), then ``consumers``."""
@@ -96,7 +112,7 @@ def followers(graph: ModelGraph, conv: fx.Node) -> Followers:
     norm = act = None
     node = conv
     while (after := sole_user(node)) is not None:
-        kind = after.meta.get("kind")
+        kind = role_of(after)
         if kind == "norm" and norm is None:
             name = after.meta.get("module")
             if name is not None and norm_has_activation(graph.modules[name]):
@@ -122,7 +138,7 @@ def readers(nodes: Iterable[fx.Node], through: frozenset[str] = THROUGH) -> tupl
         if node in seen:
             continue
         seen.add(node)
-        if node.meta.get("kind") in through and node.users:
+        if role_of(node) in through and node.users:
             front += node.users
         else:
             reached[node] = None
