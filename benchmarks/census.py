@@ -122,9 +122,9 @@ def main() -> int:
         parser.error(f"--models {' '.join(arguments.models)}: no model of timm {timm.__version__} has such a name")
     done = {record.model for record in records(arguments.out)}
     left = [pair for pair in chosen if pair[0] not in done][: arguments.limit]
-    cut_short = arguments.out.exists() and not arguments.out.read_bytes().endswith(b"\n")
+    written = arguments.out.read_bytes() if arguments.out.exists() else b""
     with arguments.out.open("a") as file:
-        if cut_short:
+        if written and not written.endswith(b"\n"):  # a stop cut the last line short
             file.write("\n")
         for name, family in tqdm(left, unit="model", disable=None):
             file.write(json.dumps(asdict(census(name, family))) + "\n")

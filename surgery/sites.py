@@ -31,6 +31,7 @@ HEAD, PROJECTION, TRANSITION, SPATIAL = (
     "spatial conv",
 )
 COMPUTED = "its weight is computed from others at call time (parametrised, weight-normed or masked)"
+ATTENTION = "attention reads it (queries, keys or values)"
 SCRIPTED = "inside a scripted module (TorchScript), whose code cannot be changed: convert it before it is scripted"
 _TO_DEPTHWISE = frozenset({"norm", "act", "identity", "mul", "pad", "scale"})
 _TO_PRODUCER = frozenset({"norm", "act", "identity", "pad", "scale"})
@@ -172,16 +173,26 @@ def _squeeze_role(graph: ModelGraph, node: fx.Node, spec: ConvSpec, in_stem: set
     if depthwise is not None:
         if spec.out_channels == spec.in_channels:
             return "separable: keeps the width after a depth-wise convolution"
+        if _feeds_attention(after):
+            return ATTENTION
         return PROJECTION if _is_added(after, spec.out_channels) else TRANSITION
     if node in in_stem:
         return "part of the stem"
     if is_squeeze(graph, after):
         return HEAD
+    if _feeds_attention(after):
+        return ATTENTION
     return _reason_by_readers(graph, readers(after.consumers, _TO_READER))
 
 
 def _is_depthwise(graph: ModelGraph, node: fx.Node) -> bool:
     return node.meta.get("kind") == "conv" and conv_spec(graph, node).depthwise
+
+
+def _feeds_attention(after: Followers) -> bool:
+    """Whether a product of matrices reads it, with nothing but changes of shape and scale between."""
+    reading = readers(after.consumers, _TO_READER | {"reshape"})
+    return bool(reading) and all(reader.meta.get("kind") == "matmul" for reader in reading)
 
 
 def _is_added(after: Followers, width: int) -> bool:

@@ -291,3 +291,48 @@ def test_convolutions_inside_a_scripted_module_are_listed_with_the_true_reason()
     assert sites == {"2.squeeze": HEAD}
     assert set(reasons) == {"1.squeeze", "1.expand1"}
     assert all("inside a scripted module" in reason for reason in reasons.values())
+
+
+class Attending(torch.nn.Module):
+    """Keys of an attention, narrowed behind a depth-wise convolution or without one."""
+
+    def __init__(self, strided):
+        super().__init__()
+        self.near = torch.nn.Conv2d(16, 16, 3, padding=1, groups=16) if strided else torch.nn.Identity()
+        self.key = torch.nn.Conv2d(16, 8, 1)
+
+    def forward(self, x):
+        keys = self.key(self.near(x)).flatten(2) * 0.5
+        return x * (keys.transpose(1, 2) @ keys).mean()
+
+
+@pytest.mark.parametrize("strided", [True, False])
+def test_keys_of_an_attention_are_no_projections(strided):
+    sites, reasons = reasons_of(Wrapped(Attending(strided)))
+    assert sites == {}
+    assert reasons == {"block.key": "attention reads it (queries, keys or values)"}
+
+
+class Halved(Squeezed):
+    """A product that is no scale stands behind the squeeze: with itself, or a division of a parameter by it."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return x + self.reads(self.function(self.squeeze(x), self.norm.weight.view(1, -1, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("function", "is_site"),
+    [
+        (lambda y, w: y * w, True),
+        (lambda y, w: 0.5 * y, True),
+        (lambda y, w: y * y, False),
+        (lambda y, w: w / y, False),
+        (lambda y, w: y * w.sum().sigmoid(), False),
+    ],
+)
+def test_products_with_numbers_and_parameters_are_scales(function, is_site):
+    assert ("block.squeeze" in reasons_of(Wrapped(Halved(function)))[0]) is is_site

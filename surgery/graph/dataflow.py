@@ -83,12 +83,12 @@ def sole_user(node: fx.Node) -> fx.Node | None:
 
 
 def role_of(node: fx.Node) -> str | None:
-    """A node's kind; a product with a parameter alone (LayerScale written as ``x * self.gamma``) is a ``scale``."""
+    """A node's kind; a product with a number or a parameter (LayerScale as ``x * self.gamma``) is a ``scale``."""
     kind: str | None = node.meta.get("kind")
-    if kind != "mul" or node.op != "call_function":
+    if kind != "mul" or "mul" not in getattr(node.target, "__name__", ""):
         return kind
-    others = [arg for arg in node.all_input_nodes if not _is_parameter(arg)]
-    return "scale" if len(others) == 1 < len(node.all_input_nodes) else kind
+    operands = [arg for arg in node.args if isinstance(arg, fx.Node)]
+    return "scale" if sum(not _is_parameter(arg) for arg in operands) == 1 else kind
 
 
 def _is_parameter(node: fx.Node) -> bool:
