@@ -35,6 +35,11 @@ class FunctionBehind(Squeezed):
         return x + self.reads(scripted_swish(self.norm(self.squeeze(x))))
 
 
+class CalledTwice(FunctionBehind):
+    def forward(self, x):
+        return scripted_swish(super().forward(x))
+
+
 class ActThenNorm(Squeezed):
     def forward(self, x):
         return x + self.reads(self.norm(self.behind(self.squeeze(x))))
@@ -144,3 +149,13 @@ def test_rexnet(tmp_path):
     ]
     path = tmp_path / "m.safetensors"
     round_trip(model, dict.fromkeys(sites, PROJECTION), path, (3, 64, 64), source="timm/rexnet_100", kwargs=kwargs)
+
+
+def test_a_block_that_goes_on_calling_a_scripted_function_is_left_alone():
+    plan = surgery.plan(Wrapped(CalledTwice()), input_size=SIZE)
+    reasons = {item.name: item.reason for item in plan.skipped}
+    assert plan.sites == ()
+    assert reasons["block.squeeze"] == (
+        "'block' also calls the scripted function 'swish' elsewhere, which a rewritten forward cannot hold"
+    )
+    torch.fx.symbolic_trace(Wrapped(Squeezed()))  # and fx is left as it was
