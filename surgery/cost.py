@@ -125,6 +125,18 @@ def _conv(graph: ModelGraph, node: fx.Node, out: int) -> OpCost:
     return OpCost(macs, macs, out)
 
 
+def _conv_transpose(graph: ModelGraph, node: fx.Node, out: int) -> OpCost:
+    """Each input number is multiplied with every weight that its channel has."""
+    name = node.meta.get("module")
+    module = graph.modules[name] if name else None
+    arguments = [*node.args[1:2], node.kwargs.get("weight")]
+    weight = next((a.meta["shape"] for a in arguments if isinstance(a, fx.Node)), (0,))
+    if isinstance(module, nn.ConvTranspose2d):
+        weight = module.weight.shape
+    macs = math.prod(source(node).meta["shape"]) * math.prod(weight[1:])
+    return OpCost(macs, macs, out)
+
+
 def _linear(graph: ModelGraph, node: fx.Node, out: int) -> OpCost:
     macs = out * source(node).meta["shape"][-1]
     return OpCost(macs, macs, out)
@@ -165,6 +177,7 @@ def _surgery_layer(graph: ModelGraph, node: fx.Node, out: int) -> OpCost:
 
 _COUNTERS: dict[str, Callable[[ModelGraph, fx.Node, int], OpCost]] = {
     "conv": _conv,
+    "conv_transpose": _conv_transpose,
     "linear": _linear,
     "matmul": _matmul,
     "norm": _norm,
@@ -173,6 +186,7 @@ _COUNTERS: dict[str, Callable[[ModelGraph, fx.Node, int], OpCost]] = {
     "global_pool": _pooling,
     "add": _pointwise,
     "mul": _pointwise,
+    "scale": _pointwise,
     "cat": _copy,
     "pad": _copy,
     "upsample": _copy,

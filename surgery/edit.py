@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from surgery.errors import SurgeryError
@@ -162,6 +163,12 @@ def drop_calls(model: nn.Module, block_name: str, conv: str, calls: list[list[An
     for call in doomed:
         call.replace_all_uses_with(call.all_input_nodes[0])
         graph.erase_node(call)
+    scripted = next((n.target for n in graph.nodes if isinstance(n.target, torch.jit.ScriptFunction)), None)
+    if scripted is not None:  # its code would register it with fx by a name that cannot be looked up
+        raise SurgeryError(
+            f"{block_name!r} also calls the scripted function {scripted.name!r} elsewhere, which a rewritten forward "
+            "cannot hold"
+        )
     replace(model, block_name, _as_graph_module(block, graph))
 
 

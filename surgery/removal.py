@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from surgery.edit import call_name
 from surgery.graph import ModelGraph
-from surgery.graph.dataflow import activation_name, back_to, non_negative, source
+from surgery.graph.dataflow import activation_name, back_to, non_negative, role_of, source
+from surgery.graph.kinds import has_activation_module
 from surgery.sites import Site
 
 
@@ -36,7 +37,7 @@ def plan_removal(graph: ModelGraph, site: Site, keep_norm: bool = False) -> Remo
     norm, act = site.after.norm, site.after.act
     removal = Removal()
     calls: list[fx.Node] = []
-    if norm is not None and (not keep_norm or norm is act):
+    if norm is not None and (not keep_norm or (norm is act and _holds_activation(graph, norm))):
         name = norm.meta.get("module")
         if name is not None and graph.called_once(name):
             removal.identity.append(f"{name}.act" if keep_norm else name)
@@ -53,16 +54,29 @@ def plan_removal(graph: ModelGraph, site: Site, keep_norm: bool = False) -> Remo
     return removal
 
 
+def _holds_activation(graph: ModelGraph, norm: fx.Node) -> bool:
+    """Whether a fused norm's activation is a module, that can go while the norm stays (EvoNorm's cannot)."""
+    return has_activation_module(graph.modules.get(norm.meta.get("module") or "", nn.Identity()))
+
+
 def _does_nothing(graph: ModelGraph, site: Site, act: fx.Node) -> bool:
     """Whether an activation is the identity on any PiX of this site's input, and cannot be swapped away."""
     module = act.meta.get("module")
-    if module is not None and graph.called_once(module):
+    if (module is not None and graph.called_once(module)) or _is_scaled(site.node, act):
         return False
     name = activation_name(graph, act)
     if name == "relu6":
         feeding = back_to(source(site.node), lambda n: n.meta.get("kind") == "act", frozenset({"identity", "pool"}))
         return feeding is not None and activation_name(graph, feeding) == "relu6"
     return name == "relu" and non_negative(graph, source(site.node))
+
+
+def _is_scaled(conv: fx.Node, act: fx.Node) -> bool:
+    """Whether a scale of any sign, which stays, stands between a convolution and its activation."""
+    node, scaled = conv, False
+    while (node := next(iter(node.users))) is not act:
+        scaled = scaled or role_of(node) == "scale"
+    return scaled
 
 
 def _enclosing(graph: ModelGraph, site: Site, calls: list[fx.Node]) -> list[Any]:

@@ -5,19 +5,23 @@ from dataclasses import dataclass, field
 from timm.layers import Conv2dSame
 from torch import fx, nn
 
+from surgery.edit import call_name
 from surgery.graph import ModelGraph
 from surgery.graph.dataflow import (
+    THROUGH,
     ConvSpec,
     Followers,
     back_to,
     conv_spec,
     convs,
     followers,
-    reaches_spatial_conv,
+    is_squeeze,
+    readers,
     source,
     spatial_size,
     stem,
 )
+from surgery.graph.scripted import is_scripted_conv
 from surgery.layers.pix import STANDARDISED
 
 HEAD, PROJECTION, TRANSITION, SPATIAL = (
@@ -27,8 +31,11 @@ HEAD, PROJECTION, TRANSITION, SPATIAL = (
     "spatial conv",
 )
 COMPUTED = "its weight is computed from others at call time (parametrised, weight-normed or masked)"
-_TO_DEPTHWISE = frozenset({"norm", "act", "identity", "mul", "pad"})
-_TO_PRODUCER = frozenset({"norm", "act", "identity", "pad"})
+ATTENTION = "attention reads it (queries, keys or values)"
+SCRIPTED = "inside a scripted module (TorchScript), whose code cannot be changed: convert it before it is scripted"
+_TO_DEPTHWISE = frozenset({"norm", "act", "identity", "mul", "pad", "scale"})
+_TO_PRODUCER = frozenset({"norm", "act", "identity", "pad", "scale"})
+_TO_READER = THROUGH | {"norm", "act", "split", "item"}
 
 
 @dataclass(frozen=True)
@@ -163,31 +170,71 @@ def _squeeze_role(graph: ModelGraph, node: fx.Node, spec: ConvSpec, in_stem: set
     if not after.consumers:
         return "its output is the model's"
     depthwise = back_to(source(node), lambda n: _is_depthwise(graph, n), _TO_DEPTHWISE)
-    kinds = {consumer.meta.get("kind") for consumer in after.consumers}
     if depthwise is not None:
         if spec.out_channels == spec.in_channels:
             return "separable: keeps the width after a depth-wise convolution"
-        return PROJECTION if kinds == {"add"} else TRANSITION
+        if _feeds_attention(after):
+            return ATTENTION
+        return PROJECTION if _is_added(after, spec.out_channels) else TRANSITION
     if node in in_stem:
         return "part of the stem"
-    if all(reaches_spatial_conv(graph, consumer) for consumer in after.consumers):
+    if is_squeeze(graph, after):
         return HEAD
-    return _reason_by_consumers(kinds)
+    if _feeds_attention(after):
+        return ATTENTION
+    return _reason_by_readers(graph, readers(after.consumers, _TO_READER))
 
 
 def _is_depthwise(graph: ModelGraph, node: fx.Node) -> bool:
     return node.meta.get("kind") == "conv" and conv_spec(graph, node).depthwise
 
 
-def _reason_by_consumers(kinds: set[str | None]) -> str:
+def _feeds_attention(after: Followers) -> bool:
+    """Whether a product of matrices reads it, with nothing but changes of shape and scale between."""
+    reading = readers(after.consumers, _TO_READER | {"reshape"})
+    return bool(reading) and all(reader.meta.get("kind") == "matmul" for reader in reading)
+
+
+def _is_added(after: Followers, width: int) -> bool:
+    """Whether what follows is a residual sum; of all channels, or of the first half or more (ReXNet)."""
+    reading = readers(after.consumers)
+    added = [reader for reader in reading if reader.meta.get("kind") == "add"]
+    if len(added) == len(reading):
+        return True
+    parts = [part for reader in reading if reader.meta.get("kind") == "split" for part in _parts(reader)]
+    joined = [any(user.meta.get("kind") == "add" for user in part.users) for part in parts]
+    summed = sum(part.meta["shape"][1] for part, is_sum in zip(parts, joined, strict=True) if is_sum)
+    rest = [part for part, is_sum in zip(parts, joined, strict=True) if not is_sum]
+    to_cat = all(user.meta.get("kind") == "cat" for part in rest for user in part.users)
+    only_splits = all(reader.meta.get("kind") == "split" for reader in reading)
+    return only_splits and to_cat and 2 * summed >= width
+
+
+def _parts(split: fx.Node) -> list[fx.Node]:
+    """The tensors that a split or a slice gives."""
+    return [split] if split.meta["shape"] is not None else list(split.users)
+
+
+def _reason_by_readers(graph: ModelGraph, reading: tuple[fx.Node, ...]) -> str:
+    kinds = {reader.meta.get("kind") for reader in reading}
     if "add" in kinds:
         return "goes into a sum without a depth-wise convolution before it (shortcut, lateral or MLP)"
     if "cat" in kinds:
         return "goes into a concatenation (branch or cross-stage)"
-    if "conv" in kinds and len(kinds) == 1:
+    if kinds == {"conv"}:
         return "no spatial convolution reads it"
-    names = ", ".join(sorted(kind or "output" for kind in kinds))
+    if kinds == {"global_pool", "mul"}:
+        return "an attention gate reads it (squeeze and excitation)"
+    names = ", ".join(sorted({_called(graph, reader) for reader in reading}))
     return f"no spatial convolution alone reads it (read by: {names})"
+
+
+def _called(graph: ModelGraph, node: fx.Node) -> str:
+    """What an operation is called: its kind where that says enough, else its class or function."""
+    kind = node.meta.get("kind")
+    if node.op == "output":
+        return "the model's output"
+    return kind if kind in ("conv", "linear", "pool", "global_pool", "upsample") else call_name(graph.modules, node)
 
 
 def _not_insertable(graph: ModelGraph, node: fx.Node, spec: ConvSpec) -> str:
@@ -209,8 +256,9 @@ def _not_insertable(graph: ModelGraph, node: fx.Node, spec: ConvSpec) -> str:
 
 def _not_reached(graph: ModelGraph) -> list[Skipped]:
     """1×1 convolutions that an eval-mode forward never calls (auxiliary heads, training branches)."""
-    return [
+    never = [
         Skipped(name, "not called in an eval-mode forward")
         for name, module in graph.modules.items()
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and not graph.calls[name]
     ]
+    return never + [Skipped(name, SCRIPTED) for name, module in graph.modules.items() if is_scripted_conv(module)]

@@ -1,12 +1,14 @@
 """The scripts of benchmarks/, as far as they go without the machine they are for."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import timm
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 
@@ -55,3 +57,57 @@ def test_recovery_of_every_variant_against_its_control(recovery, tmp_path, capsy
     assert recovery("--budgets", "1") == 0  # all of it is there
     assert "==" not in capsys.readouterr().out
     assert (tmp_path / "recovery.md").read_text() == table
+
+
+@pytest.fixture
+def census(monkeypatch, tmp_path):
+    """The command ``census.py`` on timm's smallest models; returns the exit status and the lines of the file."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    module = importlib.import_module("census")
+    file = tmp_path / "census.jsonl"
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["census.py", "--out", str(file), *arguments])
+        status = module.main()
+        return status, file.read_text().splitlines()
+
+    return run
+
+
+def test_census_goes_on_where_it_was_stopped(census, tmp_path, capsys):
+    patterns = ["--models", "test_resnet", "--models", "test_efficientnet", "--models", "test_vit"]
+    status, lines = census(*patterns, "--limit", "2")
+    assert (status, len(lines)) == (0, 2)
+    (tmp_path / "census.jsonl").write_text("\n".join([*lines, lines[0][:20]]))  # as a stop leaves it
+    capsys.readouterr()
+    status, lines = census(*patterns)
+    assert (status, len(lines)) == (0, 4)
+    printed = capsys.readouterr()
+    assert "is passed over" in printed.err
+    assert "3 models, 1 with sites: 1 × bottleneck head" in printed.out
+    rows = {record["model"]: record for record in map(json.loads, (lines[0], lines[1], lines[3]))}
+    assert rows["test_efficientnet"]["sites"] == {"bottleneck head": 1}
+    assert rows["test_resnet"]["reasons"]["expands channels"] > 0
+    assert rows["test_vit"]["sites"] == {}
+
+
+def test_census_reports_a_model_that_fails(census, monkeypatch, capsys):
+    monkeypatch.setattr("surgery.plan", lambda model: model.no_such_attribute)
+    status, lines = census("--models", "test_vit")
+    assert status == 1
+    assert json.loads(lines[0])["failure"].startswith("AttributeError")
+    assert "failed: test_vit: AttributeError" in capsys.readouterr().out
+
+
+def test_census_of_no_model_says_so(census, capsys):
+    with pytest.raises(SystemExit):
+        census("--models", "no_such_model")
+    assert "--models no_such_model: no model of timm" in capsys.readouterr().err
+
+
+def test_census_takes_one_model_of_each_family_first(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    pairs = importlib.import_module("census").models(["*"])
+    families = {family for _, family in pairs}
+    assert {family for _, family in pairs[: len(families)]} == families
+    assert len({name for name, _ in pairs}) == len(pairs) == len(timm.list_models())

@@ -122,3 +122,22 @@ def test_no_weight_is_needed_and_any_size_counts():
     model = built("resnet50")
     small, large = (surgery.cost(model, (3, side, side)).macs for side in (224, 2240))
     assert large == pytest.approx(100 * small, rel=0.01)
+
+
+@pytest.mark.parametrize("functional", [False, True])
+def test_transposed_convolutions_count_as_torch_counts_them(functional):
+    class Upscaling(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.near = torch.nn.Conv2d(3, 8, 1)
+            self.up = torch.nn.ConvTranspose2d(8, 12, 3, stride=2, groups=2)
+
+        def forward(self, x):
+            if functional:
+                return torch.nn.functional.conv_transpose2d(self.near(x), self.up.weight, stride=2, groups=2)
+            return self.up(self.near(x))
+
+    model = Upscaling()
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randn(1, 3, 8, 8))
+    assert surgery.cost(model, (3, 8, 8)).macs == counter.get_total_flops() // 2

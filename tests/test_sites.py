@@ -6,7 +6,7 @@ from torch.nn.utils import prune
 
 from surgery.graph import record
 from surgery.sites import HEAD, PROJECTION, TRANSITION, squeeze_sites
-from tests.small_models import Awkward
+from tests.small_models import Awkward, Fire, ScaledProjection, Squeezed, TwoOutputs, Wrapped
 
 
 def found(name):
@@ -127,3 +127,212 @@ def test_hooks_are_not_lost():
     model = Head(torch.nn.ReLU())
     model.squeeze.register_forward_hook(lambda module, inputs, output: None)
     assert "hooks" in squeeze_sites(record(model, (3, 8, 8)))[1][0].reason
+
+
+def reasons_of(model, size=(3, 16, 16)):
+    sites, skipped = squeeze_sites(record(model, size))
+    return {site.name: site.role for site in sites}, {item.name: item.reason for item in skipped}
+
+
+def test_a_stem_ends_at_the_first_head():
+    sites, reasons = reasons_of(TwoOutputs())
+    assert sites == {"chain.2": HEAD, "chain.8": HEAD}
+    assert reasons == {}
+
+
+def test_what_comes_before_the_first_head_is_the_stem():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.Conv2d(16, 16, 1), Forking())
+    assert reasons_of(model) == ({"2.squeeze": HEAD}, {"1": "part of the stem"})
+
+
+class Forking(torch.nn.Module):
+    """A 3×3, a head, a 3×3, and two readers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Conv2d(16, 16, 3)
+        self.squeeze = torch.nn.Conv2d(16, 8, 1)
+        self.last = torch.nn.Conv2d(8, 8, 3)
+
+    def forward(self, x):
+        x = self.last(self.squeeze(self.first(x)))
+        return x.mean((2, 3)) + x.amax((2, 3))
+
+
+def test_a_squeeze_may_be_read_by_a_1x1_beside_a_3x3():
+    assert reasons_of(Wrapped(Fire()))[0] == {"block.squeeze": HEAD}
+    both_narrow = Fire()
+    both_narrow.expand3 = torch.nn.Conv2d(4, 8, 1)
+    assert reasons_of(Wrapped(both_narrow))[1]["block.squeeze"] == "no spatial convolution reads it"
+
+
+class TransposedFunction(Squeezed):
+    """The transposed convolution is a bare call."""
+
+    def forward(self, x):
+        y = self.behind(self.norm(self.squeeze(x)))
+        return x + torch.nn.functional.conv_transpose2d(y, self.reads.weight.transpose(0, 1), padding=1)
+
+
+@pytest.mark.parametrize(
+    ("block", "is_site"),
+    [
+        (Squeezed(reads=torch.nn.ConvTranspose2d(8, 16, 3, padding=1)), True),
+        (TransposedFunction(), True),
+        (Squeezed(reads=torch.nn.ConvTranspose2d(8, 16, 1)), False),
+    ],
+    ids=["module", "function", "1×1"],
+)
+def test_a_transposed_convolution_is_spatial(block, is_site):
+    sites, reasons = reasons_of(Wrapped(block))
+    assert ("block.squeeze" in sites) is is_site
+    if not is_site:
+        assert reasons["block.squeeze"] == "no spatial convolution alone reads it (read by: ConvTranspose2d)"
+
+
+@pytest.mark.parametrize(
+    ("behind", "name"),
+    [
+        (torch.nn.Softmax(1), "Softmax"),
+        (torch.nn.ChannelShuffle(2), "ChannelShuffle"),
+        (torch.nn.AvgPool2d(3, 1, 1), "pool"),
+        (torch.nn.LocalResponseNorm(2), "LocalResponseNorm"),
+    ],
+)
+def test_a_reason_names_the_operation(behind, name):
+    sites, reasons = reasons_of(Wrapped(Squeezed(behind)))
+    assert sites == {}
+    assert reasons["block.squeeze"] == f"no spatial convolution alone reads it (read by: {name})"
+
+
+class Gated(Squeezed):
+    def forward(self, x):
+        y = self.squeeze(x)
+        return x + self.reads(y * torch.sigmoid(y.mean((2, 3), keepdim=True)))
+
+
+class Summed(Squeezed):
+    def forward(self, x):
+        return x + self.reads(torch.cumsum(self.squeeze(x), 1))
+
+
+def test_gates_and_functions_are_named_too():
+    assert "attention gate reads it" in reasons_of(Wrapped(Gated()))[1]["block.squeeze"]
+    assert "read by: cumsum" in reasons_of(Wrapped(Summed()))[1]["block.squeeze"]
+
+
+class ActThenNorm(torch.nn.Module):
+    """ConvMixer's: an activation before the norm; then a sum and a depth-wise convolution read it."""
+
+    def __init__(self):
+        super().__init__()
+        self.point = torch.nn.Conv2d(16, 16, 1)
+        self.norm = torch.nn.BatchNorm2d(16)
+        self.depthwise = torch.nn.Conv2d(16, 16, 3, padding=1, groups=16)
+
+    def forward(self, x):
+        x = self.norm(torch.nn.functional.gelu(self.point(x)))
+        return x + self.depthwise(x)
+
+
+def test_a_norm_may_follow_the_activation():
+    assert "goes into a sum" in reasons_of(Wrapped(ActThenNorm()))[1]["block.point"]
+
+
+class Reparametrised(torch.nn.Module):
+    """RepGhost's: a 1×1 whose output goes through a norm into a sum with a depth-wise convolution of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Conv2d(16, 8, 1)
+        self.depthwise = torch.nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.norm = torch.nn.BatchNorm2d(8)
+        self.identity = torch.nn.Identity()
+        self.last = torch.nn.Conv2d(8, 16, 3, padding=1)
+
+    def forward(self, x):
+        y = self.first(x)
+        return self.last(self.depthwise(y) + self.norm(self.identity(y))) + x
+
+
+def test_reasons_look_through_identities_and_norms_of_branches():
+    assert "goes into a sum" in reasons_of(Wrapped(Reparametrised()))[1]["block.first"]
+
+
+class ScaledByParameter(ScaledProjection):
+    """LayerScale written as a product."""
+
+    def forward(self, x):
+        y = self.norm(self.project(self.depthwise(self.expand(x)))) * self.scale.gamma.view(1, -1, 1, 1)
+        return self.rejoin(y + x)
+
+
+def test_a_scaled_projection_is_a_projection_and_keeps_its_scale():
+    for block in (ScaledProjection(), ScaledByParameter()):
+        graph = record(Wrapped(block), (3, 16, 16))
+        (site,) = squeeze_sites(graph)[0]
+        assert (site.name, site.role) == ("block.project", PROJECTION)
+        assert site.after.norm.meta["module"] == "block.norm"
+        assert site.after.act is None
+
+
+@pytest.mark.parametrize(("width", "role"), [(24, PROJECTION), (32, PROJECTION), (40, TRANSITION)])
+def test_a_residual_over_half_of_the_channels_or_more_makes_a_projection(width, role):
+    block = ScaledProjection(width)
+    block.expand, block.depthwise = torch.nn.Conv2d(16, 48, 1), torch.nn.Conv2d(48, 48, 3, padding=1, groups=48)
+    block.project = torch.nn.Conv2d(48, width, 1)
+    assert reasons_of(Wrapped(block))[0]["block.project"] == role
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_convolutions_inside_a_scripted_module_are_listed_with_the_true_reason():
+    model = torch.nn.Sequential(Wrapped(Squeezed()).stem, torch.jit.script(Fire()), Squeezed(), torch.nn.ReLU())
+    sites, reasons = reasons_of(model)
+    assert sites == {"2.squeeze": HEAD}
+    assert set(reasons) == {"1.squeeze", "1.expand1"}
+    assert all("inside a scripted module" in reason for reason in reasons.values())
+
+
+class Attending(torch.nn.Module):
+    """Keys of an attention, narrowed behind a depth-wise convolution or without one."""
+
+    def __init__(self, strided):
+        super().__init__()
+        self.near = torch.nn.Conv2d(16, 16, 3, padding=1, groups=16) if strided else torch.nn.Identity()
+        self.key = torch.nn.Conv2d(16, 8, 1)
+
+    def forward(self, x):
+        keys = self.key(self.near(x)).flatten(2) * 0.5
+        return x * (keys.transpose(1, 2) @ keys).mean()
+
+
+@pytest.mark.parametrize("strided", [True, False])
+def test_keys_of_an_attention_are_no_projections(strided):
+    sites, reasons = reasons_of(Wrapped(Attending(strided)))
+    assert sites == {}
+    assert reasons == {"block.key": "attention reads it (queries, keys or values)"}
+
+
+class Halved(Squeezed):
+    """A product that is no scale stands behind the squeeze: with itself, or a division of a parameter by it."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return x + self.reads(self.function(self.squeeze(x), self.norm.weight.view(1, -1, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("function", "is_site"),
+    [
+        (lambda y, w: y * w, True),
+        (lambda y, w: 0.5 * y, True),
+        (lambda y, w: y * y, False),
+        (lambda y, w: w / y, False),
+        (lambda y, w: y * w.sum().sigmoid(), False),
+    ],
+)
+def test_products_with_numbers_and_parameters_are_scales(function, is_site):
+    assert ("block.squeeze" in reasons_of(Wrapped(Halved(function)))[0]) is is_site

@@ -1,6 +1,6 @@
 """Questions about a recorded graph: what a convolution is, what follows it, what feeds it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -8,7 +8,7 @@ from torch import fx, nn
 from surgery.graph.kinds import norm_has_activation
 from surgery.graph.recorder import ModelGraph
 
-THROUGH = frozenset({"identity", "pad"})
+THROUGH = frozenset({"identity", "pad", "scale"})
 _NON_NEGATIVE_ACTS = {"relu", "relu6", "sigmoid", "hardsigmoid"}
 _KEEPS_SIGN = frozenset({"identity", "pool", "global_pool", "pad", "reshape", "add", "cat", "split", "item"})
 
@@ -82,6 +82,22 @@ def sole_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
+def role_of(node: fx.Node) -> str | None:
+    """A node's kind; a product with a number or a parameter (LayerScale as ``x * self.gamma``) is a ``scale``."""
+    kind: str | None = node.meta.get("kind")
+    if kind != "mul" or "mul" not in getattr(node.target, "__name__", ""):
+        return kind
+    operands = [arg for arg in node.args if isinstance(arg, fx.Node)]
+    return "scale" if sum(not _is_parameter(arg) for arg in operands) == 1 else kind
+
+
+def _is_parameter(node: fx.Node) -> bool:
+    """Whether a tensor is a parameter or buffer, reshaped at most."""
+    while node.meta.get("kind") == "reshape" and len(node.all_input_nodes) == 1:
+        node = node.all_input_nodes[0]
+    return node.meta.get("kind") == "attribute"
+
+
 @dataclass(frozen=True)
 class Followers:
     """What comes after a convolution: [norm] [act] (with pads and identities between), then ``consumers``."""
@@ -92,16 +108,18 @@ class Followers:
 
 
 def followers(graph: ModelGraph, conv: fx.Node) -> Followers:
-    """Walk from a convolution past one norm and one activation to the nodes that read the result."""
+    """Walk from a convolution past one norm and one activation, in either order, to the nodes that read the result."""
     norm = act = None
     node = conv
     while (after := sole_user(node)) is not None:
-        kind = after.meta.get("kind")
-        if kind == "norm" and norm is None and act is None:
-            norm = after
+        kind = role_of(after)
+        if kind == "norm" and norm is None:
             name = after.meta.get("module")
             if name is not None and norm_has_activation(graph.modules[name]):
+                if act is not None:
+                    break
                 act = after
+            norm = after
         elif kind == "act" and act is None:
             act = after
         elif kind not in THROUGH:
@@ -110,15 +128,57 @@ def followers(graph: ModelGraph, conv: fx.Node) -> Followers:
     return Followers(norm, act, tuple(user for user in node.users if user.op != "output"))
 
 
+def readers(nodes: Iterable[fx.Node], through: frozenset[str] = THROUGH) -> tuple[fx.Node, ...]:
+    """What reads a tensor in the end: its consumers, nodes of the given kinds replaced by what reads them."""
+    reached: dict[fx.Node, None] = {}
+    seen: set[fx.Node] = set()
+    front = list(nodes)
+    while front:
+        node = front.pop(0)
+        if node in seen:
+            continue
+        seen.add(node)
+        if role_of(node) in through and node.users:
+            front += node.users
+        else:
+            reached[node] = None
+    return tuple(reached)
+
+
+def is_pointwise_conv(graph: ModelGraph, node: fx.Node) -> bool:
+    """Whether a node is a 1×1 convolution of a map."""
+    return node.meta.get("kind") == "conv" and conv_spec(graph, node).pointwise and spatial_size(source(node)) > 1
+
+
 def reaches_spatial_conv(graph: ModelGraph, node: fx.Node) -> bool:
-    """Whether a node is a spatial convolution, or a split or slice whose parts (or their sums) lead to one."""
+    """Whether a node is a spatial convolution, or a split or slice whose parts (or their sums) lead to one.
+
+    A transposed convolution is spatial where its kernel is larger than one pixel.
+    """
     kind = node.meta.get("kind")
+    if kind == "conv_transpose":
+        return _transposed_kernel(graph, node) != (1, 1) and spatial_size(source(node)) > 1
     if kind == "conv":
         spec = conv_spec(graph, node)
         return not spec.pointwise and spatial_size(source(node)) > 1
     if kind in ("split", *THROUGH):
         return any(reaches_spatial_conv(graph, user) or _sum_reaches(graph, user) for user in node.users)
     return False
+
+
+def is_squeeze(graph: ModelGraph, after: Followers) -> bool:
+    """Whether only convolutions read it, at least one of them a spatial one (SqueezeNet has a 1×1 beside the 3×3)."""
+    spatial = [reaches_spatial_conv(graph, reader) for reader in after.consumers]
+    pairs = zip(after.consumers, spatial, strict=True)
+    return any(spatial) and all(is_spatial or is_pointwise_conv(graph, reader) for reader, is_spatial in pairs)
+
+
+def _transposed_kernel(graph: ModelGraph, node: fx.Node) -> tuple[int, ...]:
+    module = graph.modules.get(node.meta.get("module") or "")
+    if isinstance(module, nn.ConvTranspose2d):
+        return tuple(module.kernel_size)
+    weight = node.kwargs.get("weight", node.args[1] if len(node.args) > 1 else None)
+    return tuple(weight.meta["shape"][2:]) if isinstance(weight, fx.Node) else (1, 1)
 
 
 def _sum_reaches(graph: ModelGraph, node: fx.Node) -> bool:
@@ -194,15 +254,28 @@ def non_negative(graph: ModelGraph, node: fx.Node, depth: int = 200) -> bool:
 
 
 def stem(graph: ModelGraph) -> set[fx.Node]:
-    """Nodes on the single path from the input to the first fork; none where the network never forks."""
+    """Nodes on the single path from the input to the first fork or the first head; none where there is neither.
+
+    The first head is a 1×1 convolution that narrows and that a spatial convolution reads: a network that has one there
+    is built of such blocks, with or without shortcuts.
+    """
     nodes: set[fx.Node] = set()
     node = next(iter(graph.graph.nodes))
     while len(node.users) == 1:
         node = next(iter(node.users))
         if node.op == "output":
             return set()
+        if _is_narrowing_head(graph, node):
+            return nodes
         nodes.add(node)
     return nodes
+
+
+def _is_narrowing_head(graph: ModelGraph, node: fx.Node) -> bool:
+    if not is_pointwise_conv(graph, node):
+        return False
+    spec = conv_spec(graph, node)
+    return 1 < spec.out_channels < spec.in_channels and is_squeeze(graph, followers(graph, node))
 
 
 def convs(graph: ModelGraph) -> Iterator[fx.Node]:

@@ -1,18 +1,17 @@
 """What an operation is: the vocabulary in which sites are described, for modules by class, for functions by name."""
 
-import copy
-
-import torch
 import torchvision
 from timm.layers import BlurPool2d, DropBlock2d, DropPath
 from torch import nn
 
+from surgery.graph.probes import bends, probed_kind
 from surgery.layers import SurgeryLayer
 
 NORMS = (
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
     nn.LayerNorm,
+    nn.RMSNorm,
     torchvision.ops.misc.FrozenBatchNorm2d,
 )
 ACTIVATIONS = {
@@ -25,6 +24,7 @@ _FUNCTIONS = {
     "cat": "cat concat concatenate stack",
     "split": "split chunk tensor_split unbind split_with_sizes getitem narrow select",
     "conv": "conv2d",
+    "conv_transpose": "conv_transpose2d",
     "linear": "linear",
     "matmul": "matmul bmm mm addmm scaled_dot_product_attention einsum",
     "norm": "batch_norm layer_norm group_norm instance_norm rms_norm",
@@ -48,44 +48,25 @@ def function_kind(name: str) -> str:
     return FUNCTION_KINDS.get(plain, "other")
 
 
-def is_norm(module: nn.Module) -> bool:
-    """Whether the module normalises (with or without an activation of its own, as timm's fused ones)."""
-    return isinstance(module, NORMS)
-
-
-def norm_has_activation(module: nn.Module) -> bool:
-    """Whether a normalisation also applies an activation (timm's BatchNormAct2d and the like)."""
-    act = getattr(module, "act", None)
+def has_activation_module(norm: nn.Module) -> bool:
+    """Whether a normalisation holds its activation as a module ``act`` (timm's BatchNormAct2d and the like)."""
+    act = getattr(norm, "act", None)
     return isinstance(act, nn.Module) and not isinstance(act, nn.Identity)
 
 
-def is_elementwise(module: nn.Module) -> bool:
-    """Whether a childless, weightless module of unknown class acts on each element alone.
-
-    Tried on a random map: such a function commutes with any permutation of the elements; a channel shuffle, a softmax
-    or a pooling does not.
-    """
-    if any(True for _ in (*module.children(), *module.parameters(), *module.buffers())):
-        return False
-    probe = copy.deepcopy(module).eval()
-    generator = torch.Generator("cpu").manual_seed(0)
-    x = torch.randn(1, 8, 4, 4, generator=generator, device="cpu")
-    order = torch.randperm(x.numel(), generator=generator, device="cpu")
-    with torch.no_grad():
-        try:
-            straight, shuffled = probe(x.clone()), probe(x.flatten()[order].reshape(x.shape))
-        except Exception:  # a module that does not take one map is no activation, whatever it raises
-            return False
-    if not isinstance(straight, torch.Tensor) or straight.shape != x.shape:
-        return False
-    return torch.allclose(straight.flatten()[order], shuffled.flatten(), rtol=1e-4, atol=1e-6)
+def norm_has_activation(module: nn.Module) -> bool:
+    """Whether a normalisation also applies an activation: as a module ``act``, or in its arithmetic (EvoNorm)."""
+    if has_activation_module(module):
+        return True
+    return not isinstance(module, (*NORMS, nn.Identity)) and bends(module)
 
 
-def module_kind(module: nn.Module, elementwise: bool) -> str:
-    """Kind of a leaf module; ``elementwise`` is what :func:`is_elementwise` found."""
+def module_kind(module: nn.Module) -> str:
+    """Kind of a module that is recorded as one call; what its class does not tell is tried out."""
     tables: list[tuple[tuple[type, ...], str]] = [
         ((SurgeryLayer,), "surgery"),
         ((nn.Conv2d,), "conv"),
+        ((nn.ConvTranspose2d,), "conv_transpose"),
         ((nn.Linear,), "linear"),
         (NORMS, "norm"),
         ((nn.Identity, nn.modules.dropout._DropoutNd, DropPath, DropBlock2d, nn.Sequential), "identity"),
@@ -100,7 +81,7 @@ def module_kind(module: nn.Module, elementwise: bool) -> str:
     for types, kind in tables:
         if isinstance(module, types):
             return kind
-    return "act" if elementwise else "other"
+    return probed_kind(module)
 
 
-__all__ = ["ACTIVATIONS", "function_kind", "is_elementwise", "is_norm", "module_kind", "norm_has_activation"]
+__all__ = ["ACTIVATIONS", "function_kind", "has_activation_module", "module_kind", "norm_has_activation"]

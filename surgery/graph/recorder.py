@@ -21,7 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 
 from surgery.errors import TraceError
-from surgery.graph.kinds import function_kind, is_elementwise, is_norm, module_kind
+from surgery.graph.kinds import function_kind, module_kind
+from surgery.graph.scripted import calls_seen, inside_scripted, script_function_kind
 from surgery.graph.skeleton import copy_with, tensors
 from surgery.layers import SurgeryLayer
 
@@ -126,28 +127,28 @@ def _float_dtype(model: nn.Module) -> torch.dtype:
 def _run(model: nn.Module, skeleton: nn.Module, image: Tensor, shape: tuple[int, ...]) -> ModelGraph:
     skeleton.eval()
     with unset_fake_temporarily():
-        elementwise = {name for name, module in model.named_modules() if is_elementwise(module)}
-    recorder = _Recorder(skeleton, elementwise)
+        kinds = {name: module_kind(module) for name, module in model.named_modules()}
+    recorder = _Recorder(skeleton, kinds)
     recorder.bind(image, recorder.graph.placeholder("input"), "input", image.shape)
-    with torch.no_grad(), recorder:
+    with torch.no_grad(), recorder, calls_seen(recorder.scripted_call):
         output = skeleton(image)
     recorder.graph.output(recorder.nodes_of(output))
     aliases = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     return ModelGraph(recorder.graph, dict(model.named_modules()), shape, recorder.calls, aliases)
 
 
-def _is_leaf(name: str, module: nn.Module) -> bool:
-    if isinstance(module, SurgeryLayer) or is_norm(module):
+def _is_leaf(name: str, module: nn.Module, kind: str) -> bool:
+    if isinstance(module, SurgeryLayer | torch.jit.ScriptModule) or kind == "norm":
         return True
-    return name != "" and next(module.children(), None) is None
+    return name != "" and (next(module.children(), None) is None or kind in ("act", "scale"))
 
 
 class _Recorder(TorchFunctionMode):
     """Writes down every torch function and leaf-module call that takes or gives tensors, as fx nodes."""
 
-    def __init__(self, model: nn.Module, elementwise: set[str]) -> None:
+    def __init__(self, model: nn.Module, kinds: dict[str, str]) -> None:
         super().__init__()
-        self._elementwise = elementwise
+        self._kinds = kinds
         self.graph = fx.Graph()
         self.calls: Counter[str] = Counter()
         self._node: dict[int, fx.Node] = {}
@@ -155,8 +156,10 @@ class _Recorder(TorchFunctionMode):
         self._owners: list[str] = [""]
         self._leaf_depth = 0
         self._parameter_name = {id(t): n for n, t in [*model.named_parameters(), *model.named_buffers()]}
+        hidden = inside_scripted(model)
         for name, module in model.named_modules():
-            self._watch(name, module, _is_leaf(name, module))
+            if name not in hidden:
+                self._watch(name, module, _is_leaf(name, module, kinds[name]))
 
     def _watch(self, name: str, module: nn.Module, leaf: bool) -> None:
         def enter(module: nn.Module, args: Any) -> None:
@@ -174,14 +177,31 @@ class _Recorder(TorchFunctionMode):
             if leaf:
                 self._write_module(name, module, args, kwargs, output)
 
-        module.register_forward_pre_hook(enter)
-        module.register_forward_hook(leave, with_kwargs=True)
+        # the class's own methods: a scripted module hides them, though its calls heed the hooks
+        nn.Module.register_forward_pre_hook(module, enter)
+        nn.Module.register_forward_hook(module, leave, with_kwargs=True)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         if not self._leaf_depth:
             self._write_function(func, args, kwargs, output)
+        return output
+
+    def scripted_call(self, function: Any, run: Any, args: Any, kwargs: Any) -> Any:
+        """Make a call of a scripted function, which torch functions do not see, and write it down as one node."""
+        if self._leaf_depth:
+            return run()
+        self._leaf_depth += 1
+        try:
+            output, kind = run(), script_function_kind(function)
+        finally:
+            self._leaf_depth -= 1
+        if any(isinstance(leaf, Tensor) for leaf in _flat(output)):
+            with torch._C.DisableTorchFunction():
+                inputs = self.nodes_of(tuple(args)), self.nodes_of(dict(kwargs))
+                node = self.graph.create_node("call_function", function, *inputs, name=function.name)
+                self._bind_output(node, output, kind)
         return output
 
     def bind(self, tensor: Tensor, node: fx.Node, kind: str, shape: Sequence[int], **meta: Any) -> None:
@@ -211,7 +231,7 @@ class _Recorder(TorchFunctionMode):
     def _write_module(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         with torch._C.DisableTorchFunction():
             node = self.graph.create_node("call_module", name, self.nodes_of(tuple(args)), self.nodes_of(dict(kwargs)))
-            self._bind_output(node, output, module_kind(module, name in self._elementwise), module=name)
+            self._bind_output(node, output, self._kinds[name], module=name)
 
     def _write_function(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         name = getattr(func, "__name__", type(func).__name__)

@@ -5,6 +5,7 @@ from torch import fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
 from surgery.errors import SurgeryError
+from surgery.graph.scripted import script_functions
 from surgery.graph.skeleton import meta_copy
 from surgery.layers import SurgeryLayer
 
@@ -15,12 +16,13 @@ def trace_block(block: nn.Module) -> fx.Graph:
     Raises:
         SurgeryError: the block cannot be traced, or its two modes differ (fx bakes ``self.training`` in).
     """
+    functions = [*get_notrace_functions(), *script_functions(block)]
     graphs = []
     for training in (True, False):
         probe = meta_copy(block).train(training)
         leaves = [*get_notrace_modules(), SurgeryLayer]
         try:
-            graphs.append(NodePathTracer(leaf_modules=leaves, autowrap_functions=get_notrace_functions()).trace(probe))
+            graphs.append(NodePathTracer(leaf_modules=leaves, autowrap_functions=functions).trace(probe))
         except Exception as error:  # a traced forward may raise anything
             raise SurgeryError(f"{type(block).__name__} cannot be traced: {error}") from error
     if str(graphs[0]) != str(graphs[1]):
