@@ -127,3 +127,11 @@ def test_hooks_are_not_lost():
     model = Head(torch.nn.ReLU())
     model.squeeze.register_forward_hook(lambda module, inputs, output: None)
     assert "hooks" in squeeze_sites(record(model, (3, 8, 8)))[1][0].reason
+
+
+@pytest.mark.parametrize("name", ["resnet26", "seresnet50", "mobilenetv3_small_050"])
+def test_images_so_small_that_strides_leave_one_pixel_have_the_same_sites(name):
+    model = timm.create_model(name)
+    small, large = (surgery.plan(model, input_size=(3, side, side)) for side in (32, 224))
+    assert [edit.site for edit in small.sites] == [edit.site for edit in large.sites]
+    assert [each.name for each in small.skipped] == [each.name for each in large.skipped]
