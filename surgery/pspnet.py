@@ -9,6 +9,7 @@ from timm.models import FeatureListNet
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from surgery.pretrained_weights import weights_at_hand
 from surgery.source import register_builder
 
 OUTPUT_STRIDE = 8
@@ -103,7 +104,8 @@ def pspnet(
     if width < 2 or not bins or any(n < 1 for n in bins):
         raise ValueError(f"width={width}, bins={list(bins)}: a width of at least 2 and sides of at least 1 are needed")
     arguments: dict[str, Any] = {"features_only": True, "output_stride": OUTPUT_STRIDE, "out_indices": (3, 4)}
-    created = timm.create_model(backbone, pretrained=pretrained, **arguments, **(backbone_kwargs or {}))
+    with weights_at_hand("timm", backbone, pretrained):
+        created = timm.create_model(backbone, pretrained=pretrained, **arguments, **(backbone_kwargs or {}))
     network = cast(FeatureListNet, created)
     if network.feature_info.reduction() != [OUTPUT_STRIDE] * 2:
         raise ValueError(f"backbone={backbone!r} cannot have output stride {OUTPUT_STRIDE}; resnet50 and its kin can")

@@ -131,7 +131,8 @@ def test_hooks_are_not_lost():
 
 @pytest.mark.parametrize("name", ["resnet26", "seresnet50", "mobilenetv3_small_050"])
 def test_images_so_small_that_strides_leave_one_pixel_have_the_same_sites(name):
-    model = timm.create_model(name)
-    small, large = (surgery.plan(model, input_size=(3, side, side)) for side in (32, 224))
-    assert [edit.site for edit in small.sites] == [edit.site for edit in large.sites]
-    assert [each.name for each in small.skipped] == [each.name for each in large.skipped]
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    (small, passed), (large, left) = (squeeze_sites(record(model, (3, side, side))) for side in (32, 224))
+    assert [site.name for site in small] == [site.name for site in large] != []
+    assert passed == left

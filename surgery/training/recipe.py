@@ -385,12 +385,6 @@ class Recipe:
             )
         if self.data.segments:
             self._check_label_maps()
-        if self.from_scratch and self.finetune.epochs and self.finetune.distills:
-            raise RecipeError(
-                "baseline.epochs=0 with neither model.pretrained, model.weights nor model.checkpoint: the teacher of "
-                "finetune.distill_weight and block_weight would be untrained; train it by baseline.epochs, or set both "
-                "to 0"
-            )
 
     def _check_label_maps(self) -> None:
         for name, settings in (("baseline", self.baseline), ("finetune", self.finetune)):

@@ -149,16 +149,7 @@ class Training:
         self.mixer = task.mixer(settings)
         self.order.begin(0)
         self.steps = len(self.loader)  # of a whole epoch
-        self.scheduler = create_scheduler_v2(
-            self.optimizer,
-            settings.scheduler,
-            num_epochs=settings.epochs,
-            decay_rate=settings.power if settings.scheduler == "poly" else 0.1,
-            warmup_epochs=settings.warmup_epochs,
-            warmup_lr=settings.lr / 100,
-            step_on_epochs=False,
-            updates_per_epoch=self.steps,
-        )[0]
+        self.scheduler = make_scheduler(self.optimizer, settings, self.steps)
 
     def run(self, reached: Callable[[nn.Module, list[dict[str, Any]]], None]) -> list[dict[str, Any]]:
         """All epochs that the state lacks; returns the rows of all of them."""
@@ -278,6 +269,20 @@ class Training:
             f"{title}: the loss is {value} at step {step + 1} (training images {shown}, …): "
             f"{first_non_finite(network, images)}. A lower lr or clip_grad=1 is the usual remedy"
         )
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings, steps: int) -> Any:
+    """timm's scheduler, for so many steps an epoch."""
+    return create_scheduler_v2(
+        optimizer,
+        settings.scheduler,
+        num_epochs=settings.epochs,
+        decay_rate=settings.power if settings.scheduler == "poly" else 0.1,
+        warmup_epochs=settings.warmup_epochs,
+        warmup_lr=settings.lr / 100,
+        step_on_epochs=False,
+        updates_per_epoch=steps,
+    )[0]
 
 
 def _seed_step(*numbers: int) -> None:
