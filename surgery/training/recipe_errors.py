@@ -6,7 +6,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
@@ -15,9 +15,15 @@ from surgery.errors import check_choice
 SHOWN = 80  # characters of a value, and
 ERRORS = 5  # wrong keys, that one message holds
 C = TypeVar("C", bound=type)
-LIMITS = {Ge: "ge", Gt: "gt", Le: "le", Lt: "lt", MinLen: "min_length"}
+LIMITS = {Ge: "ge", Gt: "gt", Le: "le", Lt: "lt"}
 WORDS = {Ge: "at least", Gt: "above", Le: "at most", Lt: "below"}
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text that is not empty",
+    type(None): "null",
+}
 
 
 class RecipeError(ValueError):
@@ -161,8 +167,10 @@ def accepted(annotation: Any, notes: Iterable[Any] = ()) -> str:
 
 def _range(notes: Iterable[Any]) -> str:
     """Limits in words; pydantic does not say in which order they come."""
-    limits = {kind: getattr(note, name) for note in notes for kind, name in LIMITS.items() if isinstance(note, kind)}
+    limits = {
+        kind: f"{getattr(note, name):.12g}" for note in notes for kind, name in LIMITS.items() if isinstance(note, kind)
+    }
     if Ge in limits and (Le in limits or Lt in limits):
         return f" from {limits[Ge]} to {limits[Le]}" if Le in limits else f" from {limits[Ge]} to below {limits[Lt]}"
     words = [f"{WORDS[kind]} {limits[kind]}" for kind in WORDS if kind in limits]
-    return (" " if words else "") + ", ".join(words) + (", not an empty one," if MinLen in limits else "")
+    return (" " if words else "") + ", ".join(words)

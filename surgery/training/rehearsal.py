@@ -80,7 +80,7 @@ def _check_trained(recipe: Recipe, original: Original) -> None:
     what = f"the new {', '.join(original.new[:4])}" if original.new else f"{recipe.model.name}, freshly initialised,"
     if recipe.finetune.epochs and recipe.finetune.distills:
         raise RecipeError(
-            f"baseline.epochs=0: {what} would be untrained and the teacher of the fine-tuning; baseline.epochs=10 trains "
+            f"baseline.epochs=0: {what} would be the untrained teacher of the fine-tuning; baseline.epochs=10 trains "
             "the original first, finetune.distill_weight=0 and finetune.block_weight=0 do without a teacher"
         )
     if original.new and not recipe.finetune.epochs:
