@@ -271,6 +271,21 @@ class Training:
         )
 
 
+def make_optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    """timm's optimiser; raises RecipeError where it cannot be made here."""
+    try:
+        return create_optimizer_v2(
+            network,
+            opt=settings.optimizer,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            momentum=0.9,
+            filter_bias_and_bn=not settings.decay_all,
+        )
+    except (AssertionError, ImportError, TypeError, ValueError) as error:  # of a GPU or a package that is lacking
+        raise RecipeError(f"optimizer={settings.optimizer!r}, lr={settings.lr}: {error}") from error
+
+
 def make_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings, steps: int) -> Any:
     """timm's scheduler, for so many steps an epoch."""
     return create_scheduler_v2(
@@ -298,14 +313,7 @@ def prepare_objective(
     blocks: Sequence[str],
 ) -> tuple[Any, torch.optim.Optimizer]:
     """The loss, with its network and optimiser, wrapped for as many processes as there are."""
-    optimizer = create_optimizer_v2(
-        student,
-        opt=settings.optimizer,
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        momentum=0.9,
-        filter_bias_and_bn=not settings.decay_all,
-    )
+    optimizer = make_optimizer(student, settings)
     objective: Any
     criterion = task.criterion(settings)
     if teacher is None or not settings.distills:
