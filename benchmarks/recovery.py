@@ -85,7 +85,7 @@ def _train(given: argparse.Namespace, settings: list[str]) -> Path:
 def _variant(
     given: argparse.Namespace, settings: list[str], recipe: Recipe, original: Path, name: str, epochs: int
 ) -> dict[str, Any]:
-    start = [f"model.checkpoint={original}"]
+    start = [f"model.checkpoint={original}", "baseline.epochs=0"]
     if name == "scratch":
         trained = dataclasses.asdict(recipe.baseline)
         start = ["baseline.epochs=0", *(f"finetune.{key}={json.dumps(value)}" for key, value in trained.items())]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
-from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
+from surgery.class_folders import ClassFolders
 from surgery.eval_mode import eval_mode
 from surgery.image_files import open_image
 from surgery.preprocessing import Preprocessing, preprocessing_of
@@ -51,12 +51,12 @@ def evaluate(
     root = next((part for name in ("val", "test") if (part := Path(folder) / name).is_dir()), Path(folder))
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {str(folder)!r}")
-    images = ImageFolder(root, transform, loader=lambda path: open_image(path, channels))
+    images = ClassFolders(root, transform, loader=lambda path: open_image(path, channels))
     device = next(model.parameters()).device
     outputs = _outputs(model, known, device)
     indices = torch.tensor(_indices(images.classes, known.classes, outputs, root), device=device)
     metrics = [MulticlassAccuracy(outputs, top_k=k, average="micro").to(device) for k in (1, min(5, outputs))]
-    loader = DataLoader(images, batch_size, num_workers=workers)
+    loader: DataLoader = DataLoader(images, batch_size, num_workers=workers)
     begin = time.perf_counter()
     with eval_mode(model), torch.inference_mode():
         for batch, labels in tqdm(loader, "evaluating", unit="batch", leave=False, disable=not progress):

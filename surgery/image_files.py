@@ -8,6 +8,14 @@ from PIL import Image
 
 T = TypeVar("T")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"})
+LEFT_BEHIND = frozenset(
+    {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "lost+found", "System Volume Information"}
+)
+
+
+def is_hidden(path: str | Path, below: str | Path) -> bool:
+    """Whether a path is of what programs leave beside a user's files: a name begins with a dot, or is ``__MACOSX``."""
+    return any(part.startswith(".") or part in LEFT_BEHIND for part in Path(path).relative_to(below).parts)
 
 
 def images_below(folder: str | Path) -> list[Path]:
@@ -16,7 +24,9 @@ def images_below(folder: str | Path) -> list[Path]:
     Raises:
         FileNotFoundError: no such folder, or no image below it.
     """
-    names = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
+    names = sorted(
+        path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES and not is_hidden(path, folder)
+    )
     if not names:
         raise FileNotFoundError(f"there is no image ({', '.join(sorted(SUFFIXES))}) below {str(folder)!r}")
     return names

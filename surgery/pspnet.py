@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 
 from surgery.builder_arguments import check_known, check_timm_name, plain_arguments
 from surgery.edit_arguments import is_whole
+from surgery.pretrained_weights import weights_at_hand
 from surgery.source import register_builder
 
 OUTPUT_STRIDE = 8
@@ -113,7 +114,8 @@ def pspnet(
     of_backbone = plain_arguments(backbone_kwargs or {})
     check_known(timm.model_entrypoint(backbone), of_backbone, shared=True)
     arguments: dict[str, Any] = {"features_only": True, "output_stride": OUTPUT_STRIDE, "out_indices": (3, 4)}
-    created = timm.create_model(backbone, pretrained=pretrained, **arguments, **of_backbone)
+    with weights_at_hand("timm", backbone, pretrained):
+        created = timm.create_model(backbone, pretrained=pretrained, **arguments, **of_backbone)
     network = cast(FeatureListNet, created)
     if network.feature_info.reduction() != [OUTPUT_STRIDE] * 2:
         raise ValueError(f"backbone={backbone!r} cannot have output stride {OUTPUT_STRIDE}; resnet50 and its kin can")

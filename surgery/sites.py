@@ -15,6 +15,7 @@ from surgery.graph.dataflow import (
     conv_spec,
     convs,
     followers,
+    is_pooled,
     is_squeeze,
     readers,
     source,
@@ -147,7 +148,7 @@ def _not_replaceable(graph: ModelGraph, node: fx.Node, spec: ConvSpec) -> str:
         return f"{type(conv).__name__} computes a forward of its own"
     if spatial_size(source(node)) == 0:
         return "its input is not an (N, C, H, W) map"
-    if spatial_size(source(node)) == 1:
+    if spatial_size(source(node)) == 1 and is_pooled(source(node)):
         return "works on a pooled descriptor (attention gate or classifier)"
     return ""
 

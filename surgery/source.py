@@ -27,6 +27,7 @@ from surgery.edit_arguments import affordable
 from surgery.errors import SourceError, SurgeryError, check_choice
 from surgery.graph import ModelGraph, record
 from surgery.graph.skeleton import meta_copy
+from surgery.pretrained_weights import weights_at_hand
 from surgery.source_inference import guesses, input_size_of
 
 Builder = Callable[..., nn.Module]
@@ -116,7 +117,8 @@ def create(text: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
         **kwargs: of the builder, JSON values.
     """
     source = parse_source(text, kwargs)
-    model = build(source, pretrained=pretrained)
+    with weights_at_hand(source.builder, source.name, pretrained):
+        model = build(source, pretrained=pretrained)
     setattr(model, MEMORY, source)
     return model
 

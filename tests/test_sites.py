@@ -336,3 +336,12 @@ class Halved(Squeezed):
 )
 def test_products_with_numbers_and_parameters_are_scales(function, is_site):
     assert ("block.squeeze" in reasons_of(Wrapped(Halved(function)))[0]) is is_site
+
+
+@pytest.mark.parametrize("name", ["resnet26", "seresnet50", "mobilenetv3_small_050"])
+def test_images_so_small_that_strides_leave_one_pixel_have_the_same_sites(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    (small, passed), (large, left) = (squeeze_sites(record(model, (3, side, side))) for side in (32, 224))
+    assert [site.name for site in small] == [site.name for site in large] != []
+    assert passed == left

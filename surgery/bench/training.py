@@ -127,7 +127,7 @@ class _Setup:
 
 
 def _set_up(recipe: Recipe, accelerator: Accelerator) -> _Setup:
-    stage = "baseline" if recipe.baseline.epochs and not recipe.model.checkpoint else "finetune"
+    stage = "baseline" if recipe.baseline.epochs else "finetune"
     settings: TrainSettings = getattr(recipe, stage)
     if not settings.epochs:
         raise RecipeError("baseline.epochs=0, finetune.epochs=0: there is no training to time")

@@ -77,6 +77,29 @@ def spatial_size(node: fx.Node) -> int:
     return shape[2] * shape[3] if shape is not None and len(shape) == 4 else 0
 
 
+def is_pooled(node: fx.Node) -> bool:
+    """Whether a node is a 1×1 map that comes from nothing but a global pooling.
+
+    Strides alone leave a 1×1 map of a small image, too, and one that a pooled descriptor gates is still a map.
+    """
+    if spatial_size(node) > 1:
+        return False
+    pooled: set[fx.Node] = set()
+    for current in node.graph.nodes:
+        small = [arg for arg in current.all_input_nodes if arg.op != "get_attr"]
+        if current.meta.get("kind") == "global_pool" or _takes_all(current) or (small and pooled.issuperset(small)):
+            pooled.add(current)
+        if current is node:
+            break
+    return node in pooled
+
+
+def _takes_all(node: fx.Node) -> bool:
+    """Whether a plain pooling makes one value of a map that no usual stride would."""
+    whole = node.meta.get("kind") == "pool" and spatial_size(node) == 1
+    return whole and any(spatial_size(arg) > 9 for arg in node.all_input_nodes)
+
+
 def sole_user(node: fx.Node) -> fx.Node | None:
     """The only user of a node, or None."""
     return next(iter(node.users)) if len(node.users) == 1 else None
@@ -160,7 +183,7 @@ def reaches_spatial_conv(graph: ModelGraph, node: fx.Node) -> bool:
         return _transposed_kernel(graph, node) != (1, 1) and spatial_size(source(node)) > 1
     if kind == "conv":
         spec = conv_spec(graph, node)
-        return not spec.pointwise and spatial_size(source(node)) > 1
+        return not spec.pointwise and not is_pooled(source(node))
     if kind in ("split", *THROUGH):
         return any(reaches_spatial_conv(graph, user) or _sum_reaches(graph, user) for user in node.users)
     return False

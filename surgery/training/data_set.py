@@ -55,3 +55,19 @@ def data_root(settings: DataSettings) -> Path:
     if not Path(root).is_dir():
         raise RecipeError(f"{'data.root' if settings.root else DATA_VARIABLE}={root} is no folder")
     return Path(root)
+
+
+def own_folder(settings: DataSettings, layout: str) -> Path:
+    """The folder ``data.root`` of a dataset that is a user's own.
+
+    SURGERY_DATA is no substitute: it holds other datasets, which would be taken for classes, or for images.
+
+    Raises:
+        RecipeError: it is not given, or no folder.
+    """
+    if settings.root and Path(settings.root).is_dir():
+        return Path(settings.root)
+    other = f" ({DATA_VARIABLE} is for named datasets)" if not settings.root and DATA_VARIABLE in os.environ else ""
+    raise RecipeError(
+        f"data.root={settings.root}: with data.name={settings.name} a folder with {layout} is needed{other}"
+    )

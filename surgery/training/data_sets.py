@@ -1,6 +1,5 @@
 """Data sets by name: training and test images with labels, as timm's loaders take them."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,18 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
+from surgery.class_folders import ClassFolders
 from surgery.image_files import open_image
-from surgery.training.data_set import DATA_VARIABLE, DataSet, data_folder
+from surgery.training.data_set import DataSet, data_folder, own_folder
 from surgery.training.recipe import DataSettings, RecipeError, check_key
 from surgery.training.segmentation_sets import cityscapes, segmentation_folder
 from surgery.training.shards import shards
 from surgery.training.timm_sets import hugging_face_set, torch_set
+
+TEST_PARTS = ("val", "test")
+PART_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "eval"})
 
 
 class Images(Dataset):
@@ -66,23 +68,24 @@ def imagenet(settings: DataSettings) -> DataSet:
 def folder(settings: DataSettings) -> DataSet:
     """A user's images below ``data.root``: ``{train,val}/CLASS/*`` or ``{train,test}/CLASS/*``, or ``CLASS/*`` alone.
 
-    Of the last kind ``data.holdout`` of the images, drawn once and for all, are for testing.
+    Of the last kind, and of ``train/CLASS/*`` without a val or test, ``data.holdout`` of the images, drawn once and for
+    all, are for testing.
     """
-    root = Path(settings.root or os.environ.get(DATA_VARIABLE, ""))
-    if not (settings.root or os.environ.get(DATA_VARIABLE)) or not root.is_dir():
-        raise RecipeError(f"data.root={settings.root}: a folder of images, CLASS/* or {{train,val}}/CLASS/*, is needed")
-    for test in ("val", "test"):
-        if (root / "train").is_dir() and (root / test).is_dir():
-            return _folders(root, test)
+    root = own_folder(settings, "CLASS/* or {train,val}/CLASS/*")
+    whole = root / "train" if (root / "train").is_dir() else root
+    test = next((name for name in TEST_PARTS if (root / name).is_dir()), None)
+    if test is not None and whole == root:
+        raise RecipeError(f"data.root={root} has a folder {test} but no train: {{train,{test}}}/CLASS/* is needed")
+    if test is not None:
+        return _folders(root, test)
     if not settings.holdout:
-        raise RecipeError(
-            f"data.root={root} has no folders train and val (or test): data.holdout=0.1 would test on a tenth"
-        )
-    images = _image_folder(root)
+        lacking = "no folder val or test" if whole != root else "no folders train and val (or test)"
+        raise RecipeError(f"data.root={root} has {lacking}: data.holdout=0.1 would test on a tenth of {whole}")
+    images = _image_folder(whole)
     order = np.random.default_rng(0).permutation(len(images)).tolist()
     count = max(1, round(settings.holdout * len(images)))
     if count >= len(images):
-        raise RecipeError(f"data.holdout={settings.holdout} of {len(images)} images in {root} leaves none to train on")
+        raise RecipeError(f"data.holdout={settings.holdout} of {len(images)} images in {whole} leaves none to train on")
     return DataSet(
         _Part(images, sorted(order[count:])),
         _Part(images, sorted(order[:count])),
@@ -94,7 +97,7 @@ def folder(settings: DataSettings) -> DataSet:
 class _Part(Dataset):
     """Some images of a folder, with a ``transform`` of their own."""
 
-    def __init__(self, images: ImageFolder, chosen: Sequence[int]) -> None:
+    def __init__(self, images: ClassFolders, chosen: Sequence[int]) -> None:
         self.images, self.chosen = images, list(chosen)
         self.transform: Callable[[Image.Image], object] | None = None
 
@@ -148,11 +151,33 @@ def _folders(folder: Path, test: str, classes: int | None = None) -> DataSet:
     return DataSet(parts[0], parts[1], len(first), tuple(first))
 
 
-def _image_folder(folder: Path) -> ImageFolder:
+def _image_folder(folder: Path) -> ClassFolders:
     try:
-        return ImageFolder(folder, loader=open_image)
+        images = ClassFolders(folder)
     except FileNotFoundError as error:
         raise RecipeError(f"{folder} is no folder of images, CLASS/*: {error}") from None
+    _check_classes(folder, images.classes)
+    return images
+
+
+def _check_classes(folder: Path, classes: Sequence[str]) -> None:
+    """Raise RecipeError where what would be taken for classes is something else: parts of a dataset, or datasets."""
+    if len(classes) < 2:
+        raise RecipeError(f"{folder} has one class folder, {classes[0]!r}: at least 2 are needed")
+    parts = [name for name in classes if name.lower() in PART_NAMES]
+    if parts:
+        raise RecipeError(
+            f"{folder} has folders {', '.join(parts)}, which are no classes: parts are called train and val (or test)"
+        )
+    if set(classes) <= {"images", "masks", "labels"}:
+        raise RecipeError(f"{folder} holds {', '.join(classes)}: of label maps, data.name=segmentation_folder reads it")
+    for name in classes:
+        inner = {entry.name.lower() for entry in (folder / name).iterdir() if entry.is_dir()} & PART_NAMES
+        if inner:
+            raise RecipeError(
+                f"{folder / name} is no class: it has parts of its own ({', '.join(sorted(inner))}); data.root must be "
+                "the folder of one dataset"
+            )
 
 
 def _decoded(folder: Any) -> Images:

@@ -1,41 +1,59 @@
 """What a recipe would do, without doing it."""
 
 import yaml
+from torch import Tensor
 
 import surgery
+from surgery.pretrained_weights import published
+from surgery.source import parse_source
 from surgery.table import si, table
-from surgery.training.data import make_loader
 from surgery.training.data_sets import open_data
-from surgery.training.original import make_original
+from surgery.training.job import make_accelerator, make_execution, make_task
 from surgery.training.recipe import Recipe
+from surgery.training.rehearsal import Rehearsed, rehearse
 
 
 def describe(recipe: Recipe) -> str:
     """The resolved recipe, the plan, the cost before and after, and the shapes of a batch; nothing is downloaded.
 
+    All of the job is made once (:func:`surgery.training.rehearsal.rehearse`).
+
     Raises:
-        RecipeError, SurgeryError, ValueError: what would stop the job at its beginning.
+        RecipeError, SurgeryError, ValueError, OSError: what would stop the job at its beginning.
     """
     data = open_data(recipe.data)
-    shapes = []
-    for name, images, training in (("training", data.train, True), ("test", data.test, False)):
-        inputs, labels = next(iter(make_loader(images, recipe.data, training)))
-        count = len(images)  # type: ignore[arg-type]
-        shapes.append(f"{name}: {count} images, {data.classes} classes; a batch: {_shape(inputs)}, {_shape(labels)}")
-    original = make_original(recipe, data.classes, download=False)
-    wanted, size = recipe.surgery, recipe.data.image_size
-    plan = surgery.plan(original, wanted.method, **recipe.surgery_arguments)
-    converted = surgery.convert(original, wanted.method, strict=True, **recipe.surgery_arguments)
-    costs = [(name, surgery.cost(n, (3, size, size))) for name, n in (("original", original), ("converted", converted))]
-    rows = [(name, si(cost.macs), si(cost.params), si(cost.memory, "B")) for name, cost in costs]
+    made = rehearse(make_accelerator(recipe), recipe, data, make_task(recipe, data), make_execution(recipe))
+    plan = surgery.plan(made.original.network, recipe.surgery.method, **recipe.surgery_arguments)
+    shapes = [
+        f"{name}: {len(images)} images, {data.classes} classes; a batch: {_shape(batch[0])}, {_shape(batch[1])}"  # type: ignore[arg-type]
+        for name, images, batch in zip(("training", "test"), (data.train, data.test), made.batches, strict=True)
+    ]
     parts = [
         yaml.safe_dump(recipe.to_dict(), sort_keys=False),
         str(plan),
-        table(("", "MACs", "params", "memory"), rows, right=(1, 2, 3)),
-        "\n".join(shapes),
+        _costs(made, recipe.data.image_size),
+        "\n".join([f"original: {made.original.origin}", *_published(recipe), *shapes]),
     ]
     return "\n\n".join(part.rstrip() for part in parts)
 
 
-def _shape(tensor: object) -> str:
-    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"  # type: ignore[attr-defined]
+def _costs(made: Rehearsed, size: int) -> str:
+    networks = (("original", made.original.network), ("converted", made.converted))
+    costs = [(name, surgery.cost(network, (3, size, size))) for name, network in networks]
+    rows = [(name, si(cost.macs), si(cost.params), si(cost.memory, "B")) for name, cost in costs]
+    return table(("", "MACs", "params", "memory"), rows, right=(1, 2, 3))
+
+
+def _published(recipe: Recipe) -> list[str]:
+    """Where the job will have its pretrained weights from."""
+    model = recipe.model
+    if not model.pretrained or model.weights or model.checkpoint:
+        return []
+    source = parse_source(model.name)
+    name = model.kwargs.get("backbone", "resnet50") if source.builder == "pspnet" else source.name
+    weights = published("timm" if source.builder == "pspnet" else source.builder, name)
+    return [str(weights)] if weights else []
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

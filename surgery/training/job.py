@@ -3,6 +3,7 @@
 import copy
 import shutil
 import uuid
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,15 +23,16 @@ from surgery.training.block_distillation import common_blocks
 from surgery.training.classifying import Classifying
 from surgery.training.data import calibration_images, make_loader
 from surgery.training.data_sets import DataSet, open_data
-from surgery.training.original import make_original
+from surgery.training.original import find_original
 from surgery.training.outcome import History, Measured, Outcome, plot_curves
 from surgery.training.precision import precision_here
 from surgery.training.recipe import Recipe, RecipeError, TrainSettings
+from surgery.training.rehearsal import rehearse
 from surgery.training.segmenting import Segmenting
 from surgery.training.state import TrainingState
 from surgery.training.task import Task, watched
 from surgery.training.tracking import Log, check_tracker
-from surgery.training.trainer import BatchTooLargeError, Execution, check_execution, train
+from surgery.training.trainer import BatchTooLargeError, Execution, train
 
 INDECISIVE = ("keep", "save_minutes", "workers")  # a training goes on with others
 
@@ -155,16 +157,16 @@ def run(recipe: Recipe) -> list[Measured]:
         torch.set_num_threads(recipe.threads)
     check_tracker(recipe.track)
     output, data = Path(recipe.output), open_data(recipe.data)
-    precision = precision_here(recipe.precision)
-    accelerator = Accelerator(mixed_precision=precision, log_with=recipe.track, project_dir=output)
-    _open_output(accelerator, output, recipe.fresh)
+    accelerator = make_accelerator(recipe)
     task = make_task(recipe, data)
+    rehearse(accelerator, recipe, data, task, make_execution(recipe))
+    _open_output(accelerator, output, recipe.fresh)
     log = Log(accelerator, recipe, output / "log.csv")
     test = make_loader(data.test, recipe.data, training=False)
     job = Job(recipe, output, accelerator, data, test, task, Outcome(task.metric), log)
     original = _original(job, recipe.seed)
-    check_execution(accelerator, original, job.execution)
     job.measure("original", original)
+    _warn_of_chance(job)
     first = _recover(job, original, recipe.seed)
     for seed in range(recipe.seed + 1, recipe.seed + recipe.seeds):
         if recipe.from_scratch:
@@ -196,6 +198,12 @@ def _open_output(accelerator: Accelerator, output: Path, fresh: bool) -> None:
         )
 
 
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """What runs the recipe's trainings."""
+    precision = precision_here(recipe.precision)
+    return Accelerator(mixed_precision=precision, log_with=recipe.track, project_dir=recipe.output)
+
+
 def make_execution(recipe: Recipe) -> Execution:
     """How the recipe's networks are run."""
     layout = torch.channels_last if recipe.channels_last else torch.preserve_format
@@ -224,23 +232,35 @@ def _clear(output: Path) -> None:
 
 
 def _original(job: Job, seed: int) -> nn.Module:
-    """The network to convert: from the recipe's checkpoint, or pretrained, or trained here, or just initialised."""
-    recipe, model = job.recipe, job.recipe.model
-    if model.checkpoint:
-        job.say(f"original: {model.checkpoint}")
-        return make_original(recipe, job.data.classes)
+    """The network to convert, of a file, or pretrained, or just initialised; trained here where the recipe says so."""
+    recipe = job.recipe
     set_seed(seed)
-    network = make_original(recipe, job.data.classes)
-    origin = f"{model.name}, {'pretrained' if model.pretrained else 'freshly initialised'}"
+    original = find_original(recipe, job.data.classes)
+    network = original.network.train()
     if not recipe.baseline.epochs:
-        job.say(f"original: {origin}")
+        job.say(f"original: {original.origin}")
         return network
-    job.say(f"original: {origin}, trained here for {recipe.baseline.epochs} epochs")
+    job.say(f"original: {original.origin}, trained here for {recipe.baseline.epochs} epochs")
     network, curve = job.train(network, recipe.baseline, "baseline", seed, "train")
     job.outcome.add_curve("original", curve)
     if job.accelerator.is_main_process:
         surgery.save(network, job.output / "baseline.safetensors", preprocessing=_preprocessing(job))
     return network
+
+
+def _warn_of_chance(job: Job) -> None:
+    """Warn where the network of a file is to teach what, as its accuracy says, it has never learnt."""
+    recipe, images = job.recipe, len(job.data.test)  # type: ignore[arg-type]
+    if recipe.from_scratch or recipe.baseline.epochs or recipe.data.segments or not recipe.finetune.distills:
+        return
+    accuracy, chance = job.outcome.rows[0].accuracy, 1 / job.data.classes
+    if recipe.finetune.epochs and accuracy <= 100 * (chance + 2 * (chance * (1 - chance) / images) ** 0.5):
+        warnings.warn(
+            f"the original's accuracy of {accuracy:.2f} % is chance for {job.data.classes} classes: it has not learnt "
+            "these, or in another order, and will teach that; baseline.epochs=10 trains it first, "
+            "finetune.distill_weight=0 and finetune.block_weight=0 do without a teacher",
+            stacklevel=2,
+        )
 
 
 def _recover(job: Job, original: nn.Module, seed: int) -> nn.Module:

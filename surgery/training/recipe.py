@@ -1,193 +1,328 @@
-"""Recipes: nested settings read from YAML and ``key=value`` arguments, checked before anything starts."""
+"""Recipes: nested settings read from YAML and ``key=value`` arguments, checked before anything starts.
+
+What a key is, its range and its meaning stand in one place, its declaration. pydantic's dataclasses check them whoever
+makes one, and remain dataclasses (``asdict``, ``replace``). What keys may not be together is checked by their group.
+"""
 
 import dataclasses
-import types
-import typing
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
+from pydantic import AfterValidator, AllowInfNan, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, Strict
+from pydantic.dataclasses import dataclass
+from pydantic_core import CoreSchema, core_schema
+from timm.optim import list_optimizers
 
-from surgery.errors import check_choice
+from surgery.methods.registry import methods
+from surgery.request import MODES
 from surgery.segmentation import View
+from surgery.training.recipe_errors import RecipeError, check_key, raises_recipe_errors
+from surgery.training.recipe_text import apply_override, read_recipe
+
+__all__ = ["DataSettings", "Recipe", "RecipeError", "TrainSettings", "check_key", "load_recipe"]
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 PRECISIONS = ("auto", "no", "fp16", "bf16")
 SCHEDULERS = ("cosine", "tanh", "step", "multistep", "poly")  # timm's that need nothing but the epochs
+INTERPOLATIONS = ("bilinear", "bicubic")
 SEGMENTATION = ("cityscapes", "segmentation_folder")
+SECOND_ORDER = ("adahessian",)  # needs a backward pass through the backward pass, which the trainer does not make
+HELD_ELSEWHERE = {
+    "surgery.options": {
+        **{name: f"surgery.{name} is the key" for name in ("method", "zeta", "mode", "calibrate", "match")},
+        **dict.fromkeys(("strict", "images", "inplace"), "the job sets it; leave it out"),
+    },
+    "model.kwargs": {"pretrained": "model.pretrained is the key"},
+}
 
 
-class RecipeError(ValueError):
-    """A recipe with an unknown key, a wrong type or a combination that cannot be."""
-
-
-def check_key(key: str, value: str, accepted: Iterable[str]) -> None:
-    """Raise RecipeError, with the nearest of what is accepted, for a value that is not."""
+def _number(value: object) -> object:
+    """YAML reads 1e-3 as a string."""
     try:
-        check_choice(key, value, accepted)
-    except ValueError as error:
-        raise RecipeError(str(error)) from None
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
-@dataclass(frozen=True)
+def _named(value: object) -> object:
+    """YAML reads ``no`` as false."""
+    return "no" if value is False else value
+
+
+def _said(value: str) -> str:
+    if not value.strip():
+        raise ValueError("blank")
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """Says of a text that it is one of some names, which may only be known later."""
+
+    listed: Callable[[], Iterable[str]]
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.listed())
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def check(value: str) -> str:
+            if value not in self.names:
+                raise ValueError("none of the names")
+            return value
+
+        return core_schema.no_info_after_validator_function(check, handler(source))
+
+
+Whole = Annotated[int, Strict()]
+Number = Annotated[float, BeforeValidator(_number), Strict(), AllowInfNan(False)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Scale = Annotated[Number, Field(gt=0, le=16)]
+Deviation = Annotated[Number, Field(gt=0, le=1)]
+Flag = Annotated[bool, Strict()]
+Text = Annotated[str, Strict(), Field(min_length=1, max_length=4096), AfterValidator(_said)]
+Batch = Annotated[Whole, Field(ge=2, le=1 << 16)]
+Optimizer = Annotated[str, OneOf(lambda: [name for name in list_optimizers() if name not in SECOND_ORDER])]
+Scheduler = Annotated[str, OneOf(lambda: SCHEDULERS)]
+Precision = Annotated[str, BeforeValidator(_named), OneOf(lambda: PRECISIONS)]
+Tracker = Annotated[str, OneOf(lambda: TRACKERS)]
+Interpolation = Annotated[str, OneOf(lambda: INTERPOLATIONS)]
+MethodName = Annotated[str, OneOf(methods)]
+Mode = Annotated[str, OneOf(lambda: MODES)]
+
+FORBID = ConfigDict(extra="forbid")
+
+
+@raises_recipe_errors
+@dataclass(frozen=True, config=FORBID)
 class DataSettings:
-    """``name`` of a data set (digits, cifar10, cifar100, imagenet, folder, shards, torch/NAME, hfds/NAME; cityscapes,
-    segmentation_folder), image and batch size, augmentation.
+    """Images: which, of what size, in batches of how many, how augmented.
 
-    ``root`` is the folder that holds the data set's (default: the variable SURGERY_DATA); for ``folder`` it is the
-    folder itself. Where that has no parts for training and for testing, ``holdout`` of its images judge. Training
-    images are cropped at random: with ``padding``, to their size from the image with that many black pixels around;
-    without, by timm's random resized crop to a share of the area within ``scale``. Test images are scaled so that their
-    centre crop is ``crop_pct`` of the shorter side. ``mean`` and ``std`` are of pixels from 0 to 1.
-
-    ``torch/NAME`` is a data set of torchvision below ``root``, ``hfds/NAME`` one of Hugging Face, a local folder or one
-    already in that library's cache (``root``, where given, is that cache). ``splits`` names their parts for training
-    and for testing, ``columns`` the Hugging Face set's with images and labels. ``shards`` are tar files,
-    ``{train,val}/*.tar``. ``classes`` is their number where the data set does not say.
-
-    Images with label maps are for training enlarged by a factor within ``scale`` and cropped at random, with black and
-    unlabelled pixels around where they are smaller; for testing they are left as they are. ``ignore`` is the
-    value of pixels without a class, besides 255.
+    Training images are cropped at random: with ``padding``, to their size from the image with that many black pixels
+    around; without, by timm's random resized crop to a share of the area within ``scale``. Images with label maps are
+    for training enlarged by a factor within ``scale`` and cropped at random, with black and unlabelled pixels around
+    where they are smaller; for testing they are left as they are.
     """
 
-    name: str = "digits"
-    root: str | None = None
-    holdout: float = 0.0
-    image_size: int = 32
-    batch_size: int = 64
-    workers: int = 0
-    scale: tuple[float, float] = (0.8, 1.0)
-    padding: int = 0
-    hflip: float = 0.0
-    color_jitter: float = 0.0
-    crop_pct: float = 1.0
-    interpolation: str = "bicubic"
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    classes: int | None = None
-    splits: tuple[str, str] = ("train", "validation")
-    columns: tuple[str, str] = ("image", "label")
-    ignore: int | None = None
+    PREFIX: ClassVar[str] = "data"
+
+    name: Text = Field(
+        default="digits",
+        description="digits, cifar10, cifar100, imagenet, folder, shards, torch/NAME (torchvision's), hfds/NAME "
+        "(Hugging Face's, a local folder or from its cache), cityscapes, segmentation_folder",
+    )
+    root: Text | None = Field(
+        default=None,
+        description="the folder that holds the dataset's folder, or that folder itself; default: the variable "
+        "SURGERY_DATA, but folder and segmentation_folder need the key (of hfds: the cache)",
+    )
+    holdout: Number = Field(
+        default=0.0, ge=0, lt=1, description="for folder: share of the images to test on, where there is no val or test"
+    )
+    image_size: Whole = Field(default=32, ge=8, le=4096, description="height and width of training images, in pixels")
+    batch_size: Batch = Field(default=64, description="images of a batch, for each process")
+    workers: Whole = Field(default=0, ge=0, le=256, description="processes that load images; 0: the main one does")
+    scale: tuple[Scale, Scale] = Field(
+        default=(0.8, 1.0),
+        description="random crops' share of the area; of images with label maps, the factor of their size",
+    )
+    padding: Whole = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="pixels of black around an image for a random crop of the image's own size",
+    )
+    hflip: Share = Field(default=0.0, description="probability that a training image is mirrored")
+    color_jitter: Share = Field(default=0.0, description="most by which brightness, contrast and saturation change")
+    crop_pct: Number = Field(
+        default=1.0, gt=0, le=1, description="share of a test image's shorter side in its centre crop"
+    )
+    interpolation: Interpolation = Field(default="bicubic", description="how images are resized")
+    mean: tuple[Share, Share, Share] = Field(default=(0.5, 0.5, 0.5), description="of pixels from 0 to 1, per channel")
+    std: tuple[Deviation, Deviation, Deviation] = Field(default=(0.5, 0.5, 0.5), description="of pixels from 0 to 1")
+    classes: Annotated[Whole, Field(ge=2, le=1_000_000)] | None = Field(
+        default=None, description="their number, where the dataset does not say"
+    )
+    splits: tuple[Text, Text] = Field(
+        default=("train", "validation"), description="torch/ and hfds/: names of the parts for training and for testing"
+    )
+    columns: tuple[Text, Text] = Field(default=("image", "label"), description="hfds/: names of the columns")
+    ignore: Annotated[Whole, Field(ge=0, le=255)] | None = Field(
+        default=None, description="in label maps, the value of pixels without a class, besides 255"
+    )
+
+    def __post_init__(self) -> None:
+        if self.scale[0] > self.scale[1]:
+            raise RecipeError(f"data.scale={list(self.scale)}: the smallest and the largest, in this order, are needed")
+        if self.segments:
+            self._check_label_maps()
+        elif self.scale[1] > 1:
+            raise RecipeError(f"data.scale={list(self.scale)}: shares of the area, at most 1, are needed")
+
+    def _check_label_maps(self) -> None:
+        for key, plain in (("padding", 0), ("holdout", 0.0), ("crop_pct", 1.0)):
+            if getattr(self, key) != plain:
+                raise RecipeError(
+                    f"data.{key}={getattr(self, key)}: not for data.name={self.name}; it is {plain} there"
+                )
 
     @property
     def segments(self) -> bool:
         """Whether labels are maps."""
         return self.name in SEGMENTATION
 
-    def check(self) -> None:
-        """Raise RecipeError for what cannot be."""
-        if self.batch_size < 2 or self.image_size < 8:
-            raise RecipeError(f"data: batch_size >= 2 and image_size >= 8 are needed, got {self}")
-        if not 0 <= self.holdout < 1:
-            raise RecipeError(f"data.holdout={self.holdout}: a share from 0 to below 1 is needed")
-        if not 0 < self.crop_pct <= 1:
-            raise RecipeError(f"data.crop_pct={self.crop_pct}: a share above 0 is needed, at most 1")
-        check_key("data.interpolation", self.interpolation, ("bilinear", "bicubic"))
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise RecipeError(f"data.scale={list(self.scale)}: the smallest, above 0, and the largest are needed")
-        if self.classes is not None and self.classes < 2:
-            raise RecipeError(f"data.classes={self.classes}: at least 2 are needed")
-        if self.segments:
-            for key, plain in (("padding", 0), ("holdout", 0.0), ("crop_pct", 1.0)):
-                if getattr(self, key) != plain:
-                    raise RecipeError(
-                        f"data.{key}={getattr(self, key)}: not for data.name={self.name}; it is {plain} there"
-                    )
 
-
-@dataclass(frozen=True)
+@raises_recipe_errors
+@dataclass(frozen=True, config=FORBID)
 class SegmentationSettings:
-    """For images with label maps: the auxiliary head's share of the loss, and how test images are looked at.
+    """For images with label maps: the auxiliary head's share of the loss, and how test images are looked at."""
 
-    ``window`` is the side of the windows that cover an image, each by a share ``overlap`` over the one before; 0 is the
-    whole image at once. With ``flip`` its mirror image is looked at too.
-    """
+    PREFIX: ClassVar[str] = "segmentation"
 
-    auxiliary_weight: float = 0.4
-    window: int = 0
-    overlap: float = 1 / 3
-    flip: bool = False
+    auxiliary_weight: Number = Field(default=0.4, ge=0, le=10, description="of the auxiliary head's loss")
+    window: Whole = Field(
+        default=0,
+        ge=0,
+        le=1 << 16,
+        description="side of the windows that cover a test image; 0: the whole image at once",
+    )
+    overlap: Number = Field(default=1 / 3, ge=0, lt=1, description="share of a window that lies over the one before")
+    flip: Flag = Field(default=False, description="look at the mirror image too")
+
+    def __post_init__(self) -> None:
+        try:
+            View(self.window, self.overlap, self.flip)
+        except ValueError as error:
+            raise RecipeError(f"segmentation: {error}") from None
 
 
-@dataclass(frozen=True)
+@raises_recipe_errors
+@dataclass(frozen=True, config=FORBID)
 class ModelSettings:
-    """The network: ``name`` as for ``surgery.create`` with its ``kwargs``; ``checkpoint`` is a file of surgery.save."""
+    """The network to convert: a name with pretrained, given or random weights, or a file that surgery wrote."""
 
-    name: str = "timm/resnet26"
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    pretrained: bool = False
-    checkpoint: str | None = None
+    PREFIX: ClassVar[str] = "model"
+
+    name: Text = Field(
+        default="timm/resnet26", description="as for surgery.create: timm/NAME, torchvision/NAME, a builder"
+    )
+    kwargs: dict[Annotated[str, Strict()], Any] = Field(
+        default_factory=dict, description="keyword arguments of its builder; num_classes is the dataset's by default"
+    )
+    pretrained: Flag = Field(
+        default=False, description="begin with the published weights, from the cache or by a download"
+    )
+    weights: Text | None = Field(
+        default=None,
+        description="begin with a plain checkpoint file of that network (.safetensors, .pth, .pt, .bin) in place of "
+        "the download; its head is made anew where the number of classes differs, and baseline trains it",
+    )
+    checkpoint: Text | None = Field(
+        default=None, description="begin with a file of surgery.save, which knows name and kwargs itself"
+    )
+
+    def __post_init__(self) -> None:
+        _refuse_held_elsewhere("model.kwargs", self.kwargs)
+        if self.weights and self.checkpoint:
+            raise RecipeError(
+                f"model.weights={self.weights!r} and model.checkpoint={self.checkpoint!r}: one of them is needed; "
+                "weights is a plain file of weights, checkpoint one that surgery.save wrote"
+            )
 
 
-@dataclass(frozen=True)
+@raises_recipe_errors
+@dataclass(frozen=True, config=FORBID)
 class SurgerySettings:
-    """Arguments of ``surgery.convert``; ``options`` holds its further ones (include, tau, …).
+    """Arguments of ``surgery.convert``."""
 
-    ``calibrate`` is a number of training images, taken without their labels, for ``surgery.calibrate`` (0: none).
-    ``match`` reorders channels first (default: where it is calibrated); ``inside`` leaves the order of feature maps.
-    """
+    PREFIX: ClassVar[str] = "surgery"
 
-    method: str = "pix"
-    zeta: int | None = None
-    mode: str = "squeeze"
-    calibrate: int = 0
-    match: bool | str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+    method: MethodName = Field(default="pix", description="what the surgery puts in the place of a convolution")
+    zeta: Annotated[Whole, Field(ge=1, le=1 << 16)] | dict[str, Whole] | None = Field(
+        default=None,
+        description="channels of a subset: one number, or one by name pattern; default: the network's own ratio",
+    )
+    mode: Mode = Field(default="squeeze", description="where: in place of squeezes, or before spatial convolutions")
+    calibrate: Whole = Field(
+        default=0,
+        ge=0,
+        le=100_000_000,
+        description="number of training images, without labels, for surgery.calibrate; 0: none",
+    )
+    match: Flag | Literal["inside"] | None = Field(
+        default=None,
+        description="reorder channels first; default: where it is calibrated; inside: but for the feature maps that "
+        "forward_features returns",
+    )
+    options: dict[Annotated[str, Strict()], Any] = Field(
+        default_factory=dict, description="further arguments of surgery.convert: include, tau, …"
+    )
+
+    def __post_init__(self) -> None:
+        _refuse_held_elsewhere("surgery.options", self.options)
 
 
-@dataclass(frozen=True)
+def _refuse_held_elsewhere(group: str, values: dict[str, Any]) -> None:
+    for name in HELD_ELSEWHERE[group]:
+        if name in values:
+            raise RecipeError(f"{group}.{name}: {HELD_ELSEWHERE[group][name]}")
+
+
+@raises_recipe_errors
+@dataclass(frozen=True, config=FORBID)
 class TrainSettings:
-    """One training: timm's optimiser and scheduler by name, mixup, EMA, and distillation from the original.
+    """One training, of the baseline or of the converted network."""
 
-    ``batch_size`` is ``data.batch_size`` where it is not given; for each process. ``weight_decay`` spares biases and
-    norms unless ``decay_all``; ``power`` is that of the poly scheduler. ``accumulate`` batches make one step.
-    A state to resume from is written every ``save_minutes`` and after each epoch; the last ``keep`` of them stay. With
-    ``finetune.keep_best`` the network of the best epoch is written beside, to best.safetensors.
-    ``distill_weight`` is the share of the loss that comes from the teacher's logits (0: labels only), ``block_weight``
-    what is added of the error of the converted blocks' outputs (as a share of their variance); with ``block_fade`` it
-    falls from epoch to epoch, to 0 in the last of several. A baseline of 0 epochs leaves the original as it was
-    initialised, so that the fine-tuning is a training from scratch; a fine-tuning of 0 epochs leaves the network as
-    surgery and calibration made it.
-    """
-
-    epochs: int = 10
-    batch_size: int | None = None
-    accumulate: int = 1
-    optimizer: str = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    decay_all: bool = False
-    scheduler: str = "cosine"
-    power: float = 0.9
-    warmup_epochs: int = 1
-    smoothing: float = 0.0
-    mixup: float = 0.0
-    ema_decay: float = 0.0
-    clip_grad: float = 0.0
-    save_minutes: float = 10.0
-    keep: int = 1
-    keep_best: bool = False
-    distill_weight: float = 0.0
-    temperature: float = 1.0
-    block_weight: float = 0.0
-    block_fade: bool = False
+    epochs: Whole = Field(
+        default=10, ge=0, le=100_000, description="0: the network stays as it is (a baseline as loaded or initialised)"
+    )
+    batch_size: Batch | None = Field(
+        default=None, description="images of a batch, for each process; default: data.batch_size"
+    )
+    accumulate: Whole = Field(default=1, ge=1, le=1 << 16, description="batches that make one step")
+    optimizer: Optimizer = Field(default="adamw", description="timm's, by name")
+    lr: Number = Field(default=1e-3, gt=0, le=1000, description="learning rate after warming up")
+    weight_decay: Number = Field(default=0.05, ge=0, le=10, description="of weights; biases and norms are spared")
+    decay_all: Flag = Field(default=False, description="let weight decay act on biases and norms too")
+    scheduler: Scheduler = Field(default="cosine", description="of the learning rate, timm's, by name")
+    power: Number = Field(default=0.9, ge=0, le=10, description="of the poly scheduler")
+    warmup_epochs: Whole = Field(default=1, ge=0, le=100_000, description="epochs in which the learning rate rises")
+    smoothing: Number = Field(default=0.0, ge=0, lt=1, description="of labels")
+    mixup: Number = Field(default=0.0, ge=0, le=10, description="alpha of mixup; 0: none")
+    ema_decay: Number = Field(
+        default=0.0, ge=0, lt=1, description="of a moving average of the weights, then kept; 0: none"
+    )
+    clip_grad: Number = Field(default=0.0, ge=0, le=1e6, description="largest norm of the gradient; 0: any")
+    save_minutes: Number = Field(
+        default=10.0, ge=0, le=1e6, description="between states to go on from, besides each epoch's"
+    )
+    keep: Whole = Field(default=1, ge=1, le=1000, description="states that stay")
+    keep_best: Flag = Field(default=False, description="finetune: write the best epoch's network to best.safetensors")
+    distill_weight: Share = Field(
+        default=0.0, description="finetune: share of the loss that matches the original's logits"
+    )
+    temperature: Number = Field(default=1.0, gt=0, le=1000, description="of the logits that are matched")
+    block_weight: Number = Field(
+        default=0.0,
+        ge=0,
+        le=1e6,
+        description="finetune: added to the loss, times the error of the converted blocks' outputs as a share of their "
+        "variance",
+    )
+    block_fade: Flag = Field(default=False, description="let block_weight fall from epoch to epoch, to 0 in the last")
 
     def check(self, name: str) -> None:
-        """Raise RecipeError for what cannot be, under the name of the group that holds it."""
-        least = {"epochs": 0, "batch_size": 2, "accumulate": 1, "keep": 1, "power": 0, "block_weight": 0}
-        for key, minimum in least.items():
-            value = getattr(self, key)
-            if value is not None and value < minimum:
-                raise RecipeError(f"{name}.{key}={value}: at least {minimum} is needed")
-        check_key(f"{name}.scheduler", self.scheduler, SCHEDULERS)
-        if self.lr <= 0:
-            raise RecipeError(f"{name}.lr={self.lr}: a number above 0 is needed")
-        if not 0 <= self.distill_weight <= 1:
-            raise RecipeError(f"{name}.distill_weight={self.distill_weight}: a share from 0 to 1 is needed")
+        """Raise RecipeError for what cannot be together, under the name of the group that holds it."""
+        if self.epochs and self.warmup_epochs > self.epochs:
+            raise RecipeError(
+                f"{name}.warmup_epochs={self.warmup_epochs}: at most {name}.epochs={self.epochs} is needed"
+            )
         if self.mixup and self.distill_weight == 1:
             raise RecipeError(f"{name}: mixup mixes labels, and distill_weight=1 uses none; set one of them to 0")
+        if self.mixup and self.smoothing:
+            raise RecipeError(f"{name}: mixup={self.mixup} would ignore smoothing={self.smoothing}; set one to 0")
 
     @property
     def distills(self) -> bool:
@@ -201,72 +336,61 @@ class TrainSettings:
         return self.block_weight * (1 - epoch / (self.epochs - 1))
 
 
-@dataclass(frozen=True)
+@raises_recipe_errors
+@dataclass(frozen=True, config=FORBID)
 class Recipe:
-    """A whole job. ``output`` is its folder, ``fresh`` starts over, ``precision`` is Accelerate's (no, fp16, bf16) or
-    ``auto``: bf16 where the machine has instructions for it, else fp16 on CUDA and no elsewhere. ``channels_last`` is
-    the memory format of networks and images (faster on most machines), ``threads`` torch's.
-    ``sync_bn`` lets the GPUs of a job share BatchNorm's statistics, ``compile`` trains through torch.compile,
-    ``checkpoint_activations`` computes activations twice instead of keeping them (timm's grad_checkpointing), and
-    ``track`` reports to tensorboard, wandb or mlflow besides the CSV file.
-    With ``find_batch_size`` a batch that does not fit at a training's beginning is halved, and ``accumulate`` doubled,
-    until it does.
+    """A whole job. The original is ``model``, trained by ``baseline`` first where that has epochs."""
 
-    The original is ``model``, trained by ``baseline`` first where that is given and there is no checkpoint.
-    With ``seeds`` above 1 calibration and fine-tuning are repeated from ``seed``, ``seed`` + 1, … and reported as mean
-    ± standard deviation. ``control`` fine-tunes the unconverted network beside, in just the same way.
-    """
-
-    output: str = "runs/quickstart"
-    seed: int = 0
-    seeds: int = 1
-    control: bool = False
-    precision: str = "no"
-    channels_last: bool = False
-    threads: int = 0
-    sync_bn: bool = False
-    compile: bool = False
-    checkpoint_activations: bool = False
-    find_batch_size: bool = False
-    track: str | None = None
-    fresh: bool = False
-    data: DataSettings = field(default_factory=DataSettings)
-    model: ModelSettings = field(default_factory=ModelSettings)
-    baseline: TrainSettings = field(default_factory=lambda: TrainSettings(epochs=0))
-    surgery: SurgerySettings = field(default_factory=SurgerySettings)
-    finetune: TrainSettings = field(default_factory=TrainSettings)
-    segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
+    output: Text = Field(default="runs/quickstart", description="the job's folder")
+    seed: Whole = Field(default=0, ge=0, le=(1 << 31) - 1, description="of all that is random")
+    seeds: Whole = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="repeat calibration and fine-tuning from seed, seed + 1, …: mean ± deviation",
+    )
+    control: Flag = Field(default=False, description="fine-tune the unconverted network beside, in just the same way")
+    precision: Precision = Field(
+        default="no",
+        description="of training; auto: bf16 where there are instructions for it, else fp16 on CUDA, no elsewhere",
+    )
+    channels_last: Flag = Field(
+        default=False, description="memory format of networks and images (faster on most machines)"
+    )
+    threads: Whole = Field(default=0, ge=0, le=1024, description="torch's on the CPU; 0: as torch finds")
+    sync_bn: Flag = Field(default=False, description="let the GPUs of a job share BatchNorm's statistics")
+    compile: Flag = Field(default=False, description="train through torch.compile")
+    checkpoint_activations: Flag = Field(
+        default=False, description="compute activations twice instead of keeping them (timm's grad_checkpointing)"
+    )
+    find_batch_size: Flag = Field(
+        default=False, description="halve a batch that does not fit at a training's beginning, and double accumulate"
+    )
+    track: Tracker | None = Field(default=None, description="where to report, besides log.csv")
+    fresh: Flag = Field(default=False, description="start over instead of going on from the last state")
+    data: DataSettings = Field(default_factory=DataSettings)
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    baseline: TrainSettings = Field(default_factory=lambda: TrainSettings(epochs=0))
+    surgery: SurgerySettings = Field(default_factory=SurgerySettings)
+    finetune: TrainSettings = Field(default_factory=TrainSettings)
+    segmentation: SegmentationSettings = Field(default_factory=SegmentationSettings)
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise RecipeError(f"seeds={self.seeds}: at least 1 is needed")
         self.baseline.check("baseline")
         self.finetune.check("finetune")
-        if isinstance(self.surgery.match, str):
-            check_key("surgery.match", self.surgery.match, ("inside",))
-        if self.surgery.calibrate < 0:
-            raise RecipeError(f"surgery.calibrate={self.surgery.calibrate}: a number of images, or 0, is needed")
         for key in ("distill_weight", "block_weight"):
             if getattr(self.baseline, key):
                 raise RecipeError(f"baseline.{key}: the baseline has no teacher; 0 is needed")
         if self.baseline.keep_best:
             raise RecipeError("baseline.keep_best=true: best.safetensors is of the fine-tuning; false is needed")
-        self.data.check()
-        check_key("precision", self.precision, PRECISIONS)
-        if self.track is not None:
-            check_key("track", self.track, TRACKERS)
         if self.compile and self.finetune.block_weight:
             raise RecipeError(
                 "compile=true: what blocks give cannot be seen in a compiled network; finetune.block_weight=0"
             )
         if self.data.segments:
-            self._check_segmentation()
+            self._check_label_maps()
 
-    def _check_segmentation(self) -> None:
-        try:
-            View(self.segmentation.window, self.segmentation.overlap, self.segmentation.flip)
-        except ValueError as error:
-            raise RecipeError(f"segmentation: {error}") from None
+    def _check_label_maps(self) -> None:
         for name, settings in (("baseline", self.baseline), ("finetune", self.finetune)):
             if settings.mixup:
                 raise RecipeError(f"{name}.mixup={settings.mixup}: not for label maps; 0 is needed")
@@ -274,87 +398,27 @@ class Recipe:
     @property
     def from_scratch(self) -> bool:
         """Whether what is converted has never been trained."""
-        return not (self.model.checkpoint or self.model.pretrained or self.baseline.epochs)
+        model = self.model
+        return not (model.checkpoint or model.weights or model.pretrained or self.baseline.epochs)
 
     @property
     def surgery_arguments(self) -> dict[str, Any]:
         """Of ``surgery.plan`` and ``surgery.convert``, but for the method."""
         wanted, side = self.surgery, self.data.image_size
-        size = {"input_size": (3, side, side)} if self.data.segments else {}
-        return {**size, "zeta": wanted.zeta, "mode": wanted.mode, **wanted.options}
+        return {"input_size": (3, side, side), "zeta": wanted.zeta, "mode": wanted.mode, **wanted.options}
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return asdict(self)
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe file and apply ``key=value`` arguments (dotted keys, YAML values: ``finetune.lr=0.01``).
 
     Raises:
-        FileNotFoundError: no such file.
+        OSError: no such file, or none that can be read.
         RecipeError: naming the key, its value and what would be accepted.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise RecipeError(f"{path}: a mapping of recipe keys is needed, found {type(values).__name__}")
+    values = read_recipe(path)
     for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator:
-            raise RecipeError(f"{override!r}: key=value is needed, such as finetune.epochs=5")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise RecipeError(f"{override!r}: {text!r} is no YAML value") from None
-        _set(values, key.split("."), value, override)
-    return _build(Recipe, values, "")
-
-
-def _set(values: dict[str, Any], path: list[str], value: Any, override: str) -> None:
-    for key in path[:-1]:
-        values = values.setdefault(key, {})
-        if not isinstance(values, dict):
-            raise RecipeError(f"{override!r}: {key!r} is a value, not a group of keys")
-    values[path[-1]] = value
-
-
-def _build(cls: type, values: Any, prefix: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise RecipeError(f"{prefix.rstrip('.')}={values!r}: a group of keys is needed")
-    hints = typing.get_type_hints(cls)
-    for key in values:
-        try:
-            check_choice("recipe key", key, hints)
-        except ValueError as error:
-            raise RecipeError(f"in {prefix.rstrip('.') or 'the recipe'}: {error}") from None
-    return cls(**{key: _checked(hints[key], value, prefix + key) for key, value in values.items()})
-
-
-def _checked(hint: Any, value: Any, key: str) -> Any:
-    """The value as its declared type; raises RecipeError otherwise."""
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value, key + ".")
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for option in options:
-        kind = typing.get_origin(option) or option
-        if kind is str and value is False:
-            return "no"  # which YAML reads as false
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if kind is float and isinstance(value, str) and _is_number(value):
-            return float(value)  # YAML reads 1e-3 as a string
-        if kind is tuple and isinstance(value, list) and len(value) == len(typing.get_args(option)):
-            return tuple(_checked(of, item, key) for of, item in zip(typing.get_args(option), value, strict=True))
-        if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
-            return value
-    raise RecipeError(f"{key}={value!r}: {getattr(hint, '__name__', hint)} is needed, not {type(value).__name__}")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+        apply_override(values, override)
+    return Recipe(**values)

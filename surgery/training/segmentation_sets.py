@@ -1,6 +1,5 @@
 """Data sets of images with label maps: a user's folders, Cityscapes."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torchvision.datasets import Cityscapes
 from surgery.image_files import open_image
 from surgery.label_maps import UNLABELLED, Labelling, pairs_below
 from surgery.segmentation import check_same_size
-from surgery.training.data_set import DATA_VARIABLE, DataSet, data_folder
+from surgery.training.data_set import DataSet, data_folder, own_folder
 from surgery.training.recipe import DataSettings, RecipeError
 
 
@@ -40,10 +39,13 @@ def segmentation_folder(settings: DataSettings) -> DataSet:
     Label maps hold the numbers of ``data.classes`` classes; ``data.ignore``, and 255, stand for no class. A file
     ``classes.txt`` may name them, a line each.
     """
-    root = Path(settings.root or os.environ.get(DATA_VARIABLE, ""))
+    root = own_folder(settings, "{train,val}/{images,masks}/NAME.*")
     test = next((name for name in ("val", "test") if (root / name).is_dir()), None)
-    if not (settings.root or os.environ.get(DATA_VARIABLE)) or test is None or not (root / "train").is_dir():
-        raise RecipeError(f"data.root={settings.root}: a folder with {{train,val}}/{{images,masks}}/NAME.* is needed")
+    if test is None or not (root / "train").is_dir():
+        missing = "train" if test is not None else "val (or test)"
+        raise RecipeError(
+            f"data.root={root}: a folder with {{train,val}}/{{images,masks}}/NAME.* is needed; there is no {missing}"
+        )
     if settings.classes is None:
         raise RecipeError("data.classes: the number of classes in the label maps is needed")
     labelling = Labelling(settings.classes, settings.ignore)

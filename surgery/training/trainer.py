@@ -149,16 +149,7 @@ class Training:
         self.mixer = task.mixer(settings)
         self.order.begin(0)
         self.steps = len(self.loader)  # of a whole epoch
-        self.scheduler = create_scheduler_v2(
-            self.optimizer,
-            settings.scheduler,
-            num_epochs=settings.epochs,
-            decay_rate=settings.power if settings.scheduler == "poly" else 0.1,
-            warmup_epochs=settings.warmup_epochs,
-            warmup_lr=settings.lr / 100,
-            step_on_epochs=False,
-            updates_per_epoch=self.steps,
-        )[0]
+        self.scheduler = make_scheduler(self.optimizer, settings, self.steps)
 
     def run(self, reached: Callable[[nn.Module, list[dict[str, Any]]], None]) -> list[dict[str, Any]]:
         """All epochs that the state lacks; returns the rows of all of them."""
@@ -280,6 +271,35 @@ class Training:
         )
 
 
+def make_optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    """timm's optimiser; raises RecipeError where it cannot be made here."""
+    try:
+        return create_optimizer_v2(
+            network,
+            opt=settings.optimizer,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            momentum=0.9,
+            filter_bias_and_bn=not settings.decay_all,
+        )
+    except (AssertionError, ImportError, TypeError, ValueError) as error:  # of a GPU or a package that is lacking
+        raise RecipeError(f"optimizer={settings.optimizer!r}, lr={settings.lr}: {error}") from error
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings, steps: int) -> Any:
+    """timm's scheduler, for so many steps an epoch."""
+    return create_scheduler_v2(
+        optimizer,
+        settings.scheduler,
+        num_epochs=settings.epochs,
+        decay_rate=settings.power if settings.scheduler == "poly" else 0.1,
+        warmup_epochs=settings.warmup_epochs,
+        warmup_lr=settings.lr / 100,
+        step_on_epochs=False,
+        updates_per_epoch=steps,
+    )[0]
+
+
 def _seed_step(*numbers: int) -> None:
     set_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
@@ -293,14 +313,7 @@ def prepare_objective(
     blocks: Sequence[str],
 ) -> tuple[Any, torch.optim.Optimizer]:
     """The loss, with its network and optimiser, wrapped for as many processes as there are."""
-    optimizer = create_optimizer_v2(
-        student,
-        opt=settings.optimizer,
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        momentum=0.9,
-        filter_bias_and_bn=not settings.decay_all,
-    )
+    optimizer = make_optimizer(student, settings)
     objective: Any
     criterion = task.criterion(settings)
     if teacher is None or not settings.distills:

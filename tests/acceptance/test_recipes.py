@@ -45,7 +45,7 @@ def pixel_settings(path, root):
     settings += [
         f"model.kwargs={{num_classes: {classes}, {SMALL_BACKBONE}}}",
         "model.pretrained=false",
-        "surgery.calibrate=4",
+        "surgery.calibrate=3",
     ]
     return settings + ([f"data.classes={classes}"] if path.stem == "segmentation_folder" else [])
 
@@ -57,9 +57,7 @@ def test_dry_run(path, tmp_path, capsys):
         settings += pixel_settings(path, tmp_path / "data")
     elif LAYOUTS[path.stem]:
         lay_out(tmp_path / "data", *LAYOUTS[path.stem])
-        settings += [f"data.root={tmp_path / 'data'}", *SMALL]
-    if path.stem == "classification_folder":
-        settings.append("model.kwargs={num_classes: 3}")
+        settings += [f"data.root={tmp_path / 'data'}", "surgery.calibrate=3", *SMALL]
     assert finetune.main([str(path), "--dry-run", *settings]) == 0
     out = capsys.readouterr().out
     for expected in ("pix, mode squeeze", "converted  ", "a batch: ("):
@@ -71,8 +69,8 @@ def test_a_folder_of_photographs_from_the_first_training_to_the_file(tmp_path, c
     lay_out(tmp_path / "data", *LAYOUTS["classification_folder"])
     recipe = next(path for path in RECIPES if path.stem == "classification_folder")
     settings = ["model.pretrained=false", "baseline.epochs=1", "finetune.epochs=1"]
-    settings += ["data.image_size=64", "data.batch_size=2"]
-    network = "model.kwargs={num_classes: 3, channels: [8, 16, 16, 32], layers: [1, 1, 1, 1]}"
+    settings += ["data.image_size=64", "data.batch_size=2", "surgery.calibrate=3"]
+    network = "model.kwargs={channels: [8, 16, 16, 32], layers: [1, 1, 1, 1]}"
     assert finetune.main([str(recipe), f"output={tmp_path}/out", f"data.root={tmp_path}/data", *settings, network]) == 0
     assert "logits identical on 3 test images" in capsys.readouterr().out
 

@@ -99,9 +99,10 @@ def test_a_users_folders(tmp_path):
 
 
 def test_users_folders_that_will_not_do(tmp_path):
-    with pytest.raises(RecipeError, match=r"data\.root=.*nothing: a folder of images"):
+    with pytest.raises(RecipeError, match=r"data\.root=.*nothing: with data\.name=folder a folder"):
         open_data(folder_settings(tmp_path / "nothing"))
-    (tmp_path / "empty" / "a").mkdir(parents=True)
+    for name in ("a", "b"):
+        (tmp_path / "empty" / name).mkdir(parents=True)
     with pytest.raises(RecipeError, match="is no folder of images"):
         open_data(folder_settings(tmp_path / "empty", holdout=0.5))
     parts = cifar(tmp_path) / "cifar10"
@@ -138,3 +139,53 @@ def test_images_are_normalised_the_same_in_batches_and_alone(tmp_path):
     images, _ = next(iter(loader))
     for image, key in zip(images, keys, strict=False):
         assert torch.equal(image, plain[key % len(plain)][0])
+
+
+def test_what_programs_leave_beside_images_is_no_class(tmp_path):
+    parts = cifar(tmp_path, classes=3) / "cifar10"
+    for name in ("__MACOSX", ".ipynb_checkpoints", ".hidden", "@eaDir"):
+        (parts / "train" / name).mkdir()
+        (parts / "train" / name / "0.png").write_bytes((parts / "train/class0/0.png").read_bytes())
+    inner = parts / "train/class1/.ipynb_checkpoints"
+    inner.mkdir()
+    (inner / "0-checkpoint.png").write_bytes((parts / "train/class0/0.png").read_bytes())
+    (parts / "train/class1/._0.png").write_bytes(b"of a Mac")
+    data = open_data(folder_settings(parts))
+    assert data.names == ("class0", "class1", "class2")
+    assert (len(data.train), len(data.test)) == (6, 6)
+
+
+def test_a_part_is_missing(tmp_path):
+    parts = cifar(tmp_path) / "cifar10"
+    (parts / "test").rename(tmp_path / "aside")
+    with pytest.raises(
+        RecipeError, match=r"no folder val or test: data\.holdout=0\.1 would test on a tenth of .*train"
+    ):
+        open_data(folder_settings(parts))
+    data = open_data(folder_settings(parts, holdout=0.2))
+    assert (len(data.train), len(data.test), data.classes) == (16, 4, 10)
+    (parts / "train").rename(parts / "val")
+    with pytest.raises(RecipeError, match="has a folder val but no train"):
+        open_data(folder_settings(parts, holdout=0.2))
+    (parts / "val").rename(parts / "training")
+    with pytest.raises(RecipeError, match="has one class folder, 'training'"):
+        open_data(folder_settings(parts, holdout=0.2))
+    (tmp_path / "aside").rename(parts / "validation")
+    with pytest.raises(RecipeError, match="has folders training, validation, which are no classes"):
+        open_data(folder_settings(parts, holdout=0.2))
+
+
+def test_datasets_are_not_taken_for_classes(tmp_path, monkeypatch):
+    cifar(tmp_path)
+    (tmp_path / "birds" / "train").mkdir(parents=True)
+    monkeypatch.setenv("SURGERY_DATA", str(tmp_path))
+    with pytest.raises(RecipeError, match=r"data\.root=None: .*CLASS/\*.*\(SURGERY_DATA is for named datasets\)"):
+        open_data(DataSettings(name="folder", batch_size=8, holdout=0.1))
+    (tmp_path / "birds" / "train" / "0.png").write_bytes((tmp_path / "cifar10/train/class0/0.png").read_bytes())
+    with pytest.raises(RecipeError, match=r"birds is no class: it has parts of its own \(train\)"):
+        open_data(folder_settings(tmp_path, holdout=0.1))
+    for part in ("images", "masks"):
+        (tmp_path / "pixels" / part).mkdir(parents=True)
+        (tmp_path / "pixels" / part / "0.png").write_bytes((tmp_path / "cifar10/train/class0/0.png").read_bytes())
+    with pytest.raises(RecipeError, match=r"holds images, masks: .*data\.name=segmentation_folder"):
+        open_data(folder_settings(tmp_path / "pixels", holdout=0.1))

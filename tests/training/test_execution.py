@@ -263,7 +263,7 @@ def test_the_best_of_a_baseline_is_refused(tmp_path):
 
 
 def test_a_teacher_of_another_library(tmp_path):
-    more = ["baseline.epochs=0", "finetune.epochs=1", "finetune.block_weight=1.0", "data.batch_size=176"]
+    more = ["baseline.epochs=1", "finetune.epochs=1", "finetune.block_weight=1.0", "data.batch_size=176"]
     run(
         recipe(tmp_path, "model.name=torchvision/resnet50", "model.kwargs={num_classes: 10, width_per_group: 4}", *more)
     )

@@ -60,7 +60,7 @@ def test_control_and_seeds(tmp_path, capsys):
 
 
 def test_from_scratch(tmp_path):
-    rows = run(recipe(tmp_path, "baseline.epochs=0", "finetune.epochs=1"))
+    rows = run(recipe(tmp_path, "baseline.epochs=0", "finetune.epochs=1", "finetune.distill_weight=0"))
     assert not (tmp_path / "baseline.safetensors").exists()
     assert [row.stage for row in rows] == ["original", "after surgery", "after fine-tuning"]
 
@@ -122,6 +122,7 @@ def test_mixup_ema_clipping_bf16_and_a_checkpoint(tmp_path):
     AcceleratorState._reset_state(reset_partial_state=True)
     rows = run(recipe(tmp_path / "two", checkpoint, *more))
     assert len(rows) == 3
+    assert len(json.loads((tmp_path / "two" / "results.json").read_text())["curves"]["original"][0]) == 2
     assert run(recipe(tmp_path / "two", checkpoint, *more))[2].accuracy == rows[2].accuracy
 
 
@@ -148,19 +149,19 @@ def test_blocks_fade_from_epoch_to_epoch_also_after_an_interruption(tmp_path, mo
     def watched(training, step, *batch):
         if step == 0:
             weights.append(getattr(training.objective, "block_weight", None))
-            if len(weights) == 4:
+            if len(weights) == 5:
                 raise KeyboardInterrupt
         return real(training, step, *batch)
 
     monkeypatch.setattr(trainer_module.Training, "_step", watched)
-    more = ["baseline.epochs=0", "finetune.epochs=3", "finetune.block_weight=20.0", "finetune.block_fade=true"]
+    more = ["baseline.epochs=1", "finetune.epochs=3", "finetune.block_weight=20.0", "finetune.block_fade=true"]
     settings = [f"output={tmp_path}", *SMALL, *more, "data.batch_size=359", "control=true"]
     assert finetune.main(settings) == 130
     assert finetune.main(settings) == 0
-    # the converted network's three epochs, then the control's, whose first is begun twice
-    assert weights == [20.0, 10.0, 0.0, 20.0, 20.0, 10.0, 0.0]
+    # the baseline has none; the converted network's three epochs, then the control's, whose first is begun twice
+    assert weights == [None, 20.0, 10.0, 0.0, 20.0, 20.0, 10.0, 0.0]
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_place(tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"train \d/2: the loss is (nan|inf).* at step"):
-        run(recipe(tmp_path, "baseline.lr=1e30", "baseline.optimizer=sgd", "baseline.warmup_epochs=0"))
+        run(recipe(tmp_path, "baseline.lr=1000", "baseline.optimizer=sgd", "baseline.warmup_epochs=0"))

@@ -1,10 +1,13 @@
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 import finetune
 from surgery.training import load_recipe
-from surgery.training.recipe import RecipeError
+from surgery.training.recipe import DataSettings, RecipeError
+from surgery.training.recipe_keys import keys_table
 
 RECIPES = sorted((Path(finetune.__file__).parent / "recipes").glob("*.yaml"))
 
@@ -38,47 +41,136 @@ def test_blocks_fade_to_nothing_in_the_last_of_several_epochs():
     ("override", "message"),
     [
         ("finetune.epoch=3", "in finetune: recipe key='epoch'.*did you mean 'epochs'"),
-        ("fintune.epochs=3", "in the recipe: recipe key='fintune'"),
-        ("finetune.epochs=three", "finetune.epochs='three': int is needed, not str"),
-        ("finetune.epochs=true", "finetune.epochs=True: int is needed"),
-        ("finetune.epochs=-1", "finetune.epochs=-1: at least 0"),
-        ("finetune.batch_size=1", "finetune.batch_size=1: at least 2"),
-        ("baseline.epochs=-1", "baseline.epochs=-1: at least 0"),
-        ("seeds=0", "seeds=0: at least 1"),
-        ("control=1", "control=1: bool is needed"),
-        ("data.mean=[0.5]", "data.mean"),
-        ("finetune.lr=-1", "finetune.lr=-1.0"),
-        ("finetune.distill_weight=2", "a share from 0 to 1"),
+        ("fintune.epochs=3", "in the recipe: recipe key='fintune'.*did you mean 'finetune'"),
+        ("finetune.epochs=three", "finetune.epochs='three': a whole number from 0 to 100000 is needed"),
+        ("finetune.epochs=true", "finetune.epochs=True: a whole number"),
+        ("finetune.epochs=1.5", r"finetune.epochs=1\.5: a whole number"),
+        ("finetune.epochs=-1", "finetune.epochs=-1: a whole number from 0"),
+        ("finetune.batch_size=1", "finetune.batch_size=1: a whole number from 2"),
+        ("baseline.epochs=-1", "baseline.epochs=-1: a whole number from 0"),
+        ("baseline.warmup_epochs=500", r"baseline\.warmup_epochs=500: at most baseline\.epochs=\d+ is needed"),
+        ("seed=-1", "seed=-1: a whole number from 0 to 2147483647"),
+        ("seeds=0", "seeds=0: a whole number from 1 to 1000"),
+        ("seeds=1e9", "seeds='1e9': a whole number from 1 to 1000"),
+        ("seeds=1000000000", "seeds=1000000000: a whole number from 1 to 1000"),
+        ("seed=" + "9" * 5000, "is no YAML value: Exceeds the limit"),
+        ("seed=0x" + "f" * 5000, "seed=a int of absurd size: a whole number"),
+        ("threads=-5", "threads=-5: a whole number from 0"),
+        ("output=", "output=None: a text that is not empty"),
+        ("output='  '", "output='  ': a text that is not empty"),
+        ("output=3", "output=3: a text"),
+        ("control=1", "control=1: true or false is needed"),
+        ("data.name=", "data.name=None: a text"),
+        ("data.image_size=100000000", "data.image_size=100000000: a whole number from 8 to 4096"),
+        ("data.workers=-1", "data.workers=-1: a whole number from 0"),
+        ("data.hflip=7", "data.hflip=7: a number from 0 to 1 is needed"),
+        ("data.color_jitter=-1", "data.color_jitter=-1: a number from 0"),
+        ("data.mean=[0.5]", r"^data\.mean=\[0\.5\]: a list \["),
+        ("data.mean=[0, 0, 255]", r"data\.mean\[2\]=255: a number from 0 to 1"),
+        ("data.std=[0, 1, 1]", r"data\.std\[0\]=0: a number above 0, at most 1"),
+        ("data.mean=0.5", r"data\.mean=0\.5: a list"),
+        ("finetune.lr=-1", "finetune.lr=-1: a number above 0"),
+        ("finetune.lr=.nan", "finetune.lr=nan: a number above 0"),
+        ("finetune.lr=nan", "finetune.lr=nan: a number above 0"),
+        ("finetune.lr=.inf", "finetune.lr=inf: a number above 0, at most 1000"),
+        ("finetune.lr=true", "finetune.lr=True: a number"),
+        ("finetune.lr=fast", "finetune.lr='fast': a number"),
+        ("finetune.optimizer=foo", r"finetune\.optimizer='foo': one of 'adabelief'"),
+        ("finetune.optimizer=adamx", r"did you mean 'adam\w*'"),
+        ("finetune.optimizer=adahessian", r"finetune\.optimizer='adahessian': one of"),
+        ("finetune.scheduler=plateau", r"finetune\.scheduler='plateau': one of 'cosine'"),
+        ("finetune.weight_decay=-1", "finetune.weight_decay=-1: a number from 0"),
+        ("finetune.smoothing=5", "finetune.smoothing=5: a number from 0 to below 1"),
+        ("finetune.mixup=-0.1", "finetune.mixup=-0.1: a number from 0"),
+        ("finetune.ema_decay=3", "finetune.ema_decay=3: a number from 0 to below 1"),
+        ("finetune.clip_grad=-1", "finetune.clip_grad=-1: a number from 0"),
+        ("finetune.power=-1", "finetune.power=-1: a number from 0"),
+        ("finetune.save_minutes=-1", "finetune.save_minutes=-1: a number from 0"),
+        ("finetune.temperature=0", "finetune.temperature=0: a number above 0"),
+        ("finetune.distill_weight=2", "finetune.distill_weight=2: a number from 0 to 1"),
         ("baseline.distill_weight=0.5", "no teacher"),
         ("baseline.block_weight=0.5", r"baseline\.block_weight: the baseline has no teacher"),
-        ("finetune.block_weight=-1", "at least 0 is needed"),
+        ("finetune.block_weight=-1", "finetune.block_weight=-1: a number from 0"),
         ("data.scale=[1]", "data.scale"),
+        ("data.scale=[0.5, 2]", r"data\.scale=\[0\.5, 2\.0\]: shares of the area, at most 1"),
         ("data.holdout=1.0", r"data\.holdout=1\.0"),
         ("data.crop_pct=0.0", r"data\.crop_pct=0\.0"),
-        ("data.interpolation=cubic", "did you mean 'bicubic'"),
-        ("data=digits", "a group of keys is needed"),
+        ("data.interpolation=cubic", r"data\.interpolation='cubic'.*did you mean 'bicubic'"),
+        ("data=digits", "data='digits': a group of keys is needed"),
+        ("data=", "data=None: a group of keys is needed"),
         ("seed.x=1", "is a value, not a group"),
         ("precision=int8", "precision='int8'"),
         ("track=comet", "track='comet': one of 'tensorboard', 'wandb', 'mlflow'"),
         ("compile=true", r"compile=true: what blocks give.*finetune\.block_weight=0"),
-        ("finetune.keep=0", "finetune.keep=0: at least 1"),
-        ("finetune.accumulate=0", "finetune.accumulate=0: at least 1"),
+        ("finetune.keep=0", "finetune.keep=0: a whole number from 1"),
+        ("finetune.accumulate=0", "finetune.accumulate=0: a whole number from 1"),
         ("data.scale=[0.5, 0.1]", r"data\.scale=\[0\.5, 0\.1\]: the smallest"),
-        ("data.classes=1", r"data\.classes=1: at least 2"),
+        ("data.classes=1", r"data\.classes=1: a whole number from 2"),
+        ("data.ignore=256", r"data\.ignore=256: a whole number from 0 to 255"),
+        ("surgery.method=pox", r"surgery\.method='pox': one of 'pix'.*did you mean 'pix'"),
+        ("surgery.mode=all", r"surgery\.mode='all': one of 'squeeze'"),
+        ("surgery.calibrate=-1", r"surgery\.calibrate=-1: a whole number"),
+        ("surgery.zeta=x", r"surgery\.zeta='x': a whole number from 1"),
+        ("surgery.options={zeta: 2}", r"surgery\.options\.zeta: surgery\.zeta is the key"),
+        ("model.kwargs={pretrained: true}", r"model\.kwargs\.pretrained: model\.pretrained is the key"),
+        ("model={weights: a.pth, checkpoint: b.safetensors}", r"model\.weights='a\.pth' and model\.checkpoint='b"),
         ("epochs", "key=value is needed"),
+        ("=5", "key=value is needed"),
+        ("finetune..lr=5", "key=value is needed"),
+        (".".join("x" * 3000) + "=1", "is longer than any setting"),
         ("seed=[1", "'seed=\\[1': '\\[1' is no YAML value"),
+        ("model.kwargs={a: &x 1, b: *x}", "anchors and aliases"),
+        ("model.kwargs={a: 1, a: 2}", "the key 'a' occurs twice"),
+        ("model.kwargs={1: 2}", "the key '1' is no name"),
+        ("model.kwargs=" + "[" * 3000, "nested deeper than 16 levels"),
+        ("model.name=2001-99-99", "is no YAML value: month must be in"),
+        ("model.name=!!python/name:os.system x", "is no YAML value: could not determine a constructor"),
     ],
+    ids=lambda text: text[:40],
 )
 def test_bad_settings_name_themselves(override, message):
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(RecipeError, match=message) as caught:
         load_recipe(RECIPES[0], [override])
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 2000
+
+
+def test_all_wrong_keys_are_in_one_message():
+    with pytest.raises(RecipeError, match=r"^seeds=0: .*; finetune\.lr=-1: .* is needed$"):
+        load_recipe(RECIPES[0], ["finetune.lr=-1", "seeds=0"])
+    with pytest.raises(RecipeError, match=r"; and 2 more$"):
+        load_recipe(RECIPES[0], [f"finetune.key{number}=1" for number in range(7)])
+
+
+def test_groups_made_in_python_are_checked_too():
+    with pytest.raises(RecipeError, match=r"^data\.batch_size=1: a whole number"):
+        DataSettings(batch_size=1)
+    with pytest.raises(RecipeError, match="^in data: recipe key='sise'"):
+        DataSettings(sise=1)
+    settings = DataSettings(image_size=64)
+    assert asdict(replace(settings, batch_size=8))["image_size"] == 64
+    with pytest.raises(RecipeError, match=r"^data\.batch_size=0"):
+        replace(settings, batch_size=0)
+
+
+def test_the_documented_keys_are_the_declared_ones():
+    page = (Path(finetune.__file__).parent / "docs" / "recipes.md").read_text()
+    assert page.partition("<!-- keys -->\n")[2].partition("<!-- /keys -->")[0] == keys_table()
+
+
+def test_every_key_has_a_meaning_and_every_number_a_range():
+    for line in keys_table().splitlines()[2:]:
+        key, _, takes, meaning = (cell.strip() for cell in line.strip("|").split("|"))
+        if not key.startswith("**"):
+            assert meaning, key
+            assert "number" not in takes or any(word in takes for word in ("from", "above")), key
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("segmentation.window=-1", "segmentation: window=-1"),
-        ("segmentation.overlap=1.0", r"segmentation: window=\d+, overlap=1\.0"),
+        ("segmentation.window=-1", "segmentation.window=-1: a whole number from 0"),
+        ("segmentation.overlap=1.0", r"segmentation\.overlap=1\.0: a number from 0 to below 1"),
         ("finetune.mixup=0.2", r"finetune\.mixup=0\.2: not for label maps"),
         ("data.padding=4", r"data\.padding=4: not for data\.name="),
     ],
@@ -90,13 +182,42 @@ def test_what_cannot_be_with_label_maps(override, message):
                 load_recipe(path, [override])
 
 
-def test_files_that_are_no_recipe(tmp_path):
-    (tmp_path / "list.yaml").write_text("- 1")
-    (tmp_path / "broken.yaml").write_text("a: [")
-    with pytest.raises(RecipeError, match="a mapping of recipe keys"):
-        load_recipe(tmp_path / "list.yaml")
-    with pytest.raises(RecipeError, match="is not YAML"):
-        load_recipe(tmp_path / "broken.yaml")
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{name}: &{name} [{','.join(['*' + before] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"- 1", "a mapping of recipe keys"),
+        (b"", "a mapping of recipe keys"),
+        (b"a: [", r"is not YAML for recipes: .* \(line 1, column 5\)$"),
+        (b"data:\n\tname: digits\n", r"indent with spaces \(line 2, column 1\)$"),
+        (b"seed: 1\nseed: 2\n", r"the key 'seed' occurs twice \(line 2, column 1\)$"),
+        (b"data: {root: a, root: b}\n", "the key 'root' occurs twice"),
+        (b"data: {<<: {root: a}}\n", "the key '<<' is no name"),
+        (b"[a]: 1\n", "the key a list or a mapping is no name"),
+        (b"no: 1\n", "the key 'no' is no name; put it in quotes"),
+        (BOMB.encode(), r"anchors and aliases .* \(line 1, column 4\)$"),
+        (b"a: " + b"[" * 3000, "nested deeper than 16 levels"),
+        (b"a: " + b"{a: " * 3000, "nested deeper than 16 levels"),
+        (b"a: 1\n---\nb: 2\n", "is not YAML for recipes"),
+        (b"a: \x00", "special characters are not allowed"),
+        (b"\x89PNG\r\n\x1a\n", r"is not YAML: it is no text in UTF-8 \(byte 0\)"),
+        (b"a: 1 # " + b"x" * (1 << 16), "is larger than 64 KiB"),
+        (b"a: !!python/object:os.system {}", "could not determine a constructor"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_files_that_are_no_recipe(content, message, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(content)
+    begin = time.monotonic()
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_recipe(path)
+    assert time.monotonic() - begin < 5
+    assert "\n" not in str(caught.value)
 
 
 def test_command_line_reports_in_one_line(capsys, tmp_path):

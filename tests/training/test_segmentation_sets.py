@@ -102,12 +102,23 @@ def test_classes_may_have_names(folder):
 def test_folders_that_will_not_do(folder, monkeypatch):
     monkeypatch.delenv("SURGERY_DATA", raising=False)
     for root in (None, str(folder / "train")):
-        with pytest.raises(RecipeError, match=r"a folder with \{train,val\}/\{images,masks\}"):
+        with pytest.raises(RecipeError, match=r"a folder with \{train,val\}/\{images,masks\}/NAME"):
             open_data(DataSettings(root=root, **SETTINGS))
     with pytest.raises(RecipeError, match=r"data\.classes: the number of classes"):
         open_data(DataSettings(root=str(folder), **{**SETTINGS, "classes": None}))
     (folder / "val" / "masks" / "1.png").unlink()
     with pytest.raises(RecipeError, match="'1' is not both in images and in masks"):
+        open_data(DataSettings(root=str(folder), **SETTINGS))
+
+
+def test_other_datasets_folder_and_missing_parts(folder, monkeypatch):
+    monkeypatch.setenv("SURGERY_DATA", str(folder))
+    with pytest.raises(RecipeError, match=r"data\.root=None: .*\(SURGERY_DATA is for named datasets\)"):
+        open_data(DataSettings(**SETTINGS))
+    (folder / "train" / "images" / "._0.png").write_bytes(b"left by a Mac")
+    assert len(open_data(DataSettings(root=str(folder), **SETTINGS)).train) == 3
+    (folder / "val").rename(folder / "validation")
+    with pytest.raises(RecipeError, match=r"there is no val \(or test\)$"):
         open_data(DataSettings(root=str(folder), **SETTINGS))
 
 
@@ -146,4 +157,4 @@ def test_cityscapes_with_a_part_missing(tmp_path):
 @pytest.mark.parametrize("bad", [{"padding": 4}, {"holdout": 0.1}, {"crop_pct": 0.9}])
 def test_keys_that_are_for_single_labels(bad):
     with pytest.raises(RecipeError, match=rf"data\.{next(iter(bad))}=.*not for data\.name=segmentation_folder"):
-        DataSettings(**SETTINGS, **bad).check()
+        DataSettings(**SETTINGS, **bad)

@@ -151,7 +151,7 @@ def test_training_on_shards(tmp_path, capsys):
     write(tmp_path / "data")
     network = "model.kwargs={num_classes: 3, channels: [8, 16, 16, 16], layers: [1, 1, 1, 1]}"
     data = [f"data={{name: shards, root: {tmp_path / 'data'}, image_size: 16, batch_size: 6}}"]
-    more = ["baseline.epochs=0", "finetune.epochs=1", "finetune.warmup_epochs=0", "surgery.calibrate=0"]
+    more = ["baseline.epochs=0", "finetune.epochs=1", "finetune.distill_weight=0", "surgery.calibrate=0"]
     rows = run(load_recipe(finetune.QUICKSTART, [f"output={tmp_path / 'out'}", *data, network, *more]))
     assert [row.stage for row in rows] == ["original", "after surgery", "after fine-tuning"]
     assert "logits identical on 6 test images" in capsys.readouterr().out

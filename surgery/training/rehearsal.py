@@ -1,0 +1,123 @@
+"""All that a job will need, made for real before anything starts: what fails there fails at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import surgery
+from surgery.training.block_distillation import common_blocks
+from surgery.training.data import make_loader
+from surgery.training.data_set import DataSet
+from surgery.training.original import Original, find_original
+from surgery.training.recipe import Recipe, RecipeError, TrainSettings
+from surgery.training.task import Task
+from surgery.training.tracking import check_tracker
+from surgery.training.trainer import Execution, check_execution, make_scheduler, prepare_objective, student_copy
+
+FEW = 2  # images of a batch that go through the networks: the fewest that BatchNorm trains with
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What a rehearsal made, on the CPU; batches are of training and of test images."""
+
+    original: Original
+    converted: nn.Module
+    batches: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def rehearse(accelerator: Accelerator, recipe: Recipe, data: DataSet, task: Task, execution: Execution) -> Rehearsed:
+    """Make the networks, and for each training a batch, the loss of it, the optimiser and the scheduler.
+
+    Nothing is downloaded, written or kept: pretrained weights are left out.
+
+    Raises:
+        RecipeError, SurgeryError, ValueError, OSError: what would stop the job at its beginning, or later.
+    """
+    check_tracker(recipe.track)
+    _check_output(recipe)
+    _check_counts(recipe, data)
+    original = find_original(recipe, data.classes, download=False)
+    _check_trained(recipe, original)
+    check_execution(accelerator, original.network, execution)
+    network, method = original.network, recipe.surgery.method
+    converted = surgery.convert(network, method, strict=True, match=False, **recipe.surgery_arguments)
+    training, test = (
+        _batch(part, recipe, is_training) for part, is_training in ((data.train, True), (data.test, False))
+    )
+    plain = replace(execution, compile=False)  # compiling takes a minute
+    few = training[0][:FEW], training[1][:FEW]
+    for settings, student in ((recipe.baseline, network), (recipe.finetune, converted)):
+        if settings.epochs:
+            teacher = network if settings is recipe.finetune and settings.distills else None
+            _rehearse_training(accelerator, student, teacher, task, settings, few, plain)
+    return Rehearsed(original, converted, (training, test))
+
+
+def _check_output(recipe: Recipe) -> None:
+    output = Path(recipe.output)
+    if output.exists() and not output.is_dir():
+        raise RecipeError(f"output={recipe.output}: there is a file of that name; a folder, old or new, is needed")
+
+
+def _check_counts(recipe: Recipe, data: DataSet) -> None:
+    images: int = len(data.train)  # type: ignore[arg-type]
+    if images < FEW:
+        raise RecipeError(f"data.name={recipe.data.name} has {images} training images; at least {FEW} are needed")
+    if recipe.surgery.calibrate > images:
+        raise RecipeError(f"surgery.calibrate={recipe.surgery.calibrate}: at most the {images} training images")
+
+
+def _check_trained(recipe: Recipe, original: Original) -> None:
+    """An original, or its new head, must be trained before it teaches; and a head before it is all that there is."""
+    if recipe.baseline.epochs or not (original.new or recipe.from_scratch):
+        return
+    what = f"the new {', '.join(original.new[:4])}" if original.new else f"{recipe.model.name}, freshly initialised,"
+    if recipe.finetune.epochs and recipe.finetune.distills:
+        raise RecipeError(
+            f"baseline.epochs=0: {what} would be the untrained teacher of the fine-tuning; baseline.epochs=10 trains "
+            "the original first, finetune.distill_weight=0 and finetune.block_weight=0 do without a teacher"
+        )
+    if original.new and not recipe.finetune.epochs:
+        raise RecipeError(
+            f"baseline.epochs=0, finetune.epochs=0: {what} would be saved untrained; one of them trains it"
+        )
+
+
+def _batch(images: Dataset, recipe: Recipe, training: bool) -> tuple[Tensor, Tensor]:
+    settings = replace(recipe.data, workers=0)  # to start processes for one batch would take longer
+    inputs, labels = next(iter(make_loader(images, settings, training)))
+    return inputs, labels
+
+
+def _rehearse_training(
+    accelerator: Accelerator,
+    network: nn.Module,
+    teacher: nn.Module | None,
+    task: Task,
+    settings: TrainSettings,
+    batch: Sequence[Tensor],
+    execution: Execution,
+) -> None:
+    """The loss of a batch, in training mode, by the objective that the trainer makes."""
+    student = student_copy(accelerator, network, execution)
+    images, labels = (part.to(accelerator.device) for part in batch)
+    if teacher is not None:
+        teacher = student_copy(accelerator, teacher, Execution(execution.memory_format))
+    blocks = common_blocks(student, teacher, images) if teacher is not None and settings.block_weight else []
+    try:
+        objective, optimizer = prepare_objective(accelerator, student, task, settings, teacher, blocks)
+        make_scheduler(optimizer, settings, steps=1)
+        mixer = task.mixer(settings)
+        if mixer is not None:
+            images, labels = mixer(images, labels)
+        objective.train()
+        with torch.no_grad():
+            objective(images.to(memory_format=execution.memory_format), labels)
+    finally:
+        accelerator.free_memory()

@@ -1,0 +1,107 @@
+"""What fails later in a job fails before anything starts: in --dry-run, and at the job's beginning."""
+
+import re
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors import safe_open
+
+import finetune
+import surgery
+from surgery.training import load_recipe, run
+
+LIGHT = "channels: [8, 16, 16, 16], layers: [1, 1, 1, 1]"
+SMALL = [
+    f"model.kwargs={{{LIGHT}}}",
+    "data.image_size=16",
+    "data.batch_size=359",
+    "baseline.epochs=1",
+    "finetune.epochs=1",
+    "surgery.calibrate=0",
+]
+
+
+def checkpoint(path, classes=10):
+    model = surgery.create("timm/resnet26", num_classes=classes, channels=[8, 16, 16, 16], layers=[1, 1, 1, 1])
+    surgery.save(model, path / "w.safetensors")
+    return path / "w.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["surgery.calibrate=1438"], r"surgery\.calibrate=1438: at most the 1437 training images"),
+        (["finetune.optimizer=fusedadam"], "APEX|CUDA"),
+        (["baseline.epochs=0"], r"freshly initialised, would be the untrained teacher"),
+        (
+            ["baseline.epochs=0", "model.pretrained=true", "model.name=timm/resnet26", "model.kwargs={}"],
+            r"baseline\.epochs=0: the new fc\.bias, fc\.weight would be the untrained teacher",
+        ),
+        (
+            ["baseline.epochs=0", "finetune.epochs=0", "model.pretrained=true", "model.kwargs={}"],
+            "would be saved untrained",
+        ),
+        (["output={file}"], "there is a file of that name"),
+        (["surgery.options={taw: 0.3}"], "did you mean 'tau'"),
+        (
+            ["checkpoint_activations=true", "model.name=torchvision/resnet18", "model.kwargs={}"],
+            "set_grad_checkpointing",
+        ),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_refused_before_anything_starts(settings, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("surgery.training.job.train", lambda *given, **more: pytest.fail("a training has begun"))
+    (tmp_path / "file").write_text("")
+    given = [
+        f"output={tmp_path / 'out'}",
+        *SMALL,
+        *(text.replace("{file}", str(tmp_path / "file")) for text in settings),
+    ]
+    for how in (["--dry-run", *given], given):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        assert finetune.main(how) == 2
+        error = capsys.readouterr().err
+        assert re.search(message, error), error
+        assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_shows_the_plan_at_the_images_size(capsys):
+    assert finetune.main(["--dry-run", *SMALL, "finetune.mixup=0.2", "finetune.ema_decay=0.9"]) == 0
+    out = capsys.readouterr().out
+    assert "recorded at 3×16×16" in out
+    assert "original: timm/resnet26, freshly initialised" in out
+    assert "a batch: (359, 3, 16, 16) float32, (359,) int64" in out
+
+
+def test_dry_run_says_where_pretrained_weights_would_come_from(capsys):
+    more = ["model.pretrained=true", "model.kwargs={}", "data.image_size=32", "surgery.zeta=4"]
+    assert finetune.main(["--dry-run", *SMALL, *more]) == 0
+    out = capsys.readouterr().out
+    assert "pretrained weights of timm/resnet26" in out
+    assert "pretrained; new for 10 classes: fc.bias, fc.weight" in out
+
+
+def test_a_users_classes_from_a_plain_file_of_weights(tmp_path, capsys):
+    torch.save(surgery.load(checkpoint(tmp_path, classes=7)).state_dict(), tmp_path / "seven.pth")
+    rows = run(load_recipe(finetune.QUICKSTART, [f"output={tmp_path}", *SMALL, f"model.weights={tmp_path}/seven.pth"]))
+    assert [row.stage for row in rows] == ["original", "after surgery", "after fine-tuning"]
+    assert "new for 10 classes: fc.weight, fc.bias, trained here for 1 epochs" in capsys.readouterr().out
+    with safe_open(tmp_path / "m.safetensors", "pt") as file:
+        assert "seven.pth" not in file.metadata()["surgery"]
+
+
+def test_a_checkpoint_is_trained_further_where_the_baseline_has_epochs(tmp_path):
+    given = [f"output={tmp_path}", *SMALL, f"model.checkpoint={checkpoint(tmp_path)}", "model.kwargs={}"]
+    run(load_recipe(finetune.QUICKSTART, [*given, "finetune.epochs=0"]))
+    before, after = (surgery.load(tmp_path / f"{name}.safetensors") for name in ("w", "baseline"))
+    assert not torch.equal(before.conv1.weight, after.conv1.weight)
+
+
+def test_a_checkpoint_that_is_no_better_than_chance_is_a_loud_warning(tmp_path):
+    torch.manual_seed(0)
+    given = [f"output={tmp_path}", *SMALL, f"model.checkpoint={checkpoint(tmp_path)}", "model.kwargs={}"]
+    with pytest.warns(UserWarning, match="is chance for 10 classes.*baseline.epochs=10 trains it first"):
+        run(load_recipe(finetune.QUICKSTART, [*given, "baseline.epochs=0"]))
