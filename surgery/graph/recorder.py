@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 
 from surgery.errors import TraceError
+from surgery.graph.generators import generators_kept
 from surgery.graph.kinds import function_kind, is_elementwise, is_norm, module_kind
 from surgery.graph.skeleton import copy_with, tensors
 from surgery.graph.trees import attributes, tensors_in
@@ -93,7 +94,8 @@ def record(model: nn.Module, input_size: Sequence[int] | None = None) -> ModelGr
     for shape, listed in attempts:
         for run in (_record_fake, _record_real):
             try:
-                return run(model, shape, listed)
+                with generators_kept():
+                    return run(model, shape, listed)
             except Exception as error:  # any forward may raise anything; all of it is reported below
                 failures.append((shape, error))
     shape, first = failures[0]
