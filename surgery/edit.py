@@ -69,7 +69,9 @@ def apply(model: nn.Module, edits: Iterable[Edit], *, keep: "dict[str, Kept] | N
         ValueError: an edit names an unknown method or arguments.
     """
     from surgery.methods import method_named
+    from surgery.original_weights import accept_original_weights
 
+    accept_original_weights(model)
     for edit in edits:
         if edit.method == "narrow":
             from surgery.narrow import narrow_modules
