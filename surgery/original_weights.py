@@ -72,9 +72,9 @@ def _misfits(module: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> I
     if caused:
         first = caused[0]
         yield (
-            f"surgery changed the widths of {len(set(resized))} layers, so {len(caused)} tensors of the original do not "
-            f"fit, such as {first}: {tuple(state_dict[first].shape)} there, {tuple(own[first].shape)} here. Load this "
-            "state dict into the original network and convert that with the same arguments"
+            f"surgery changed the widths of {len(set(resized))} layers, so {len(caused)} tensors of the original do "
+            f"not fit, such as {first}: {tuple(state_dict[first].shape)} there, {tuple(own[first].shape)} here. "
+            "Load this state dict into the original network and convert that with the same arguments"
         )
 
 

@@ -17,12 +17,12 @@ def generators_kept() -> Iterator[Callable[[], set[str]]]:
         yield lambda: {name for name, state in _state().items() if state != before[name]}
     finally:
         random.setstate(before["random"])
-        np.random.set_state(before["numpy.random"])  # noqa: NPY002 (the legacy generator is what code draws from)
+        np.random.set_state(before["numpy.random"])
         torch.random.default_generator.set_state(_bytes(before["torch.random"]))
 
 
 def _state() -> dict[str, Any]:
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    kind, keys, *rest = np.random.get_state()
     torch_state = torch.random.default_generator.get_state()
     return {
         "random": random.getstate(),

@@ -15,7 +15,7 @@ class DictNeededError(TypeError):
 
 
 def check_use(function: Any, arguments: tuple[Any, ...]) -> None:
-    """Raise DictNeededError for ``image["name"]`` and ``image.values()``, of which torch's own errors say other things."""
+    """Raise DictNeededError for ``image["name"]`` and ``image.values()``: torch's errors say other things."""
     name = getattr(function, "__name__", "")
     if name == "__getitem__" and isinstance(arguments[1], str):
         raise DictNeededError(f"a tensor is indexed with {arguments[1]!r}")

@@ -21,7 +21,10 @@ from surgery.graph.generators import generators_kept
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _CHANCE = ("random", "_random", "secrets", "uuid", "numpy.random", "time", "datetime")
-_OPERATORS = "add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow neg abs".split()
+_OPERATORS = (
+    *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv"),
+    *("floordiv", "rfloordiv", "mod", "rmod", "pow", "rpow", "neg", "abs"),
+)
 
 
 class UnsteadyError(Exception):
@@ -174,7 +177,7 @@ class _Watched:
     def _refuse(self, *_: object) -> bool:
         raise UnsteadyError(f"its forward decides by the value of {self.name}")
 
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = _refuse  # type: ignore[assignment]
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = _refuse
 
 
 class _Float(_Watched, float):
@@ -190,8 +193,9 @@ def _through(kind: type, operator: str) -> Any:
 
     def compute(self: Any, *others: Any) -> Any:
         result = own(self, *others)
-        watched = {float: _Float, int: _Int}.get(type(result))
-        return result if watched is None else watched.of(result, self.name)
+        if type(result) is float:
+            return _Float.of(result, self.name)
+        return _Int.of(result, self.name) if type(result) is int else result
 
     return compute
 

@@ -47,7 +47,7 @@ class Deciding(Bottleneck):
 
 
 def global_counter(_):
-    global TOTAL
+    global TOTAL  # noqa: PLW0603
     TOTAL += 1
     return TOTAL > 1000
 
