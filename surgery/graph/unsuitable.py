@@ -19,7 +19,7 @@ def check_use(function: Any, arguments: tuple[Any, ...]) -> None:
     name = getattr(function, "__name__", "")
     if name == "__getitem__" and isinstance(arguments[1], str):
         raise DictNeededError(f"a tensor is indexed with {arguments[1]!r}")
-    if name == "values" and arguments[0].layout == torch.strided:
+    if name == "values" and isinstance(arguments[0], torch.Tensor) and arguments[0].layout == torch.strided:
         raise DictNeededError("the values() of a tensor are asked for")
 
 
