@@ -7,6 +7,7 @@ probability or a schedule). What ``__init__`` alone sets to an int, a bool or a 
 
 import contextlib
 import dis
+import gc
 import pickle
 import sys
 from collections.abc import Iterator
@@ -74,11 +75,15 @@ def steady(block: nn.Module, known: Surroundings) -> Iterator[None]:
     profile = sys.getprofile()
     held = {**_attribute_state(block), **known.state()}
     with generators_kept() as drawn:
+        collects = gc.isenabled()
+        gc.disable()  # a collection would run finalizers of whatever else there is, and they are not the forward
         sys.setprofile(_watcher(known, chance))
         try:
             yield
         finally:
             sys.setprofile(profile)
+            if collects:
+                gc.enable()
         chance |= drawn()
     if chance:
         raise UnsteadyError(f"its forward asks {', '.join(sorted(chance))}")
