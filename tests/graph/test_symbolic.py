@@ -1,4 +1,5 @@
 import datetime
+import gc
 import itertools
 import random
 import time
@@ -184,3 +185,25 @@ def test_tensors_made_on_the_way_are_refused():
     model.blocks[0] = Making()
     plan = surgery.plan(model, input_size=SIZE)
     assert "tensors of its own" in {item.name: item.reason for item in plan.skipped}["blocks.0.conv1"]
+
+
+class Cycle:
+    """Garbage that only a collection finds, and that draws a random number as it goes."""
+
+    def __init__(self):
+        self.own = self
+
+    def __del__(self):
+        random.random()
+
+
+def test_finalizers_of_other_objects_are_not_the_forward():
+    thresholds = gc.get_threshold()
+    cycles = [Cycle() for _ in range(200)]
+    try:
+        gc.set_threshold(20, 1, 1)
+        del cycles
+        _, plan = planned(lambda _: False)
+    finally:
+        gc.set_threshold(*thresholds)
+    assert [edit.site for edit in plan.sites] == ["blocks.0.conv1", "blocks.1.conv1"]
