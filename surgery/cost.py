@@ -3,9 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import fx, nn
 
 from surgery.checked_model import check_model, unwrapped
@@ -192,15 +190,3 @@ _COUNTERS: dict[str, Callable[[ModelGraph, fx.Node, int], OpCost]] = {
     "upsample": _copy,
     "surgery": _surgery_layer,
 }
-
-
-def fvcore_handles() -> dict[str, Callable[..., int]]:
-    """Handlers for ``fvcore.nn.FlopCountAnalysis(...).set_op_handle(**fvcore_handles())``, so that it counts PiX."""
-
-    def pix(inputs: list[Any], outputs: list[Any]) -> int:
-        batch = inputs[0].type().sizes()[0]
-        weight = inputs[1].type().sizes()
-        return int(batch * weight[0] * weight[1])
-
-    names = ("pix", "pix_with_index")
-    return {f"surgery::{name}": pix for name in names} | {str(getattr(torch.ops.surgery, name)): pix for name in names}

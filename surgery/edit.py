@@ -74,7 +74,9 @@ def apply(model: nn.Module, edits: Iterable[Edit], *, keep: "dict[str, Kept] | N
         ValueError: an edit names an unknown method or arguments.
     """
     from surgery.methods import method_named
+    from surgery.original_weights import accept_original_weights
 
+    accept_original_weights(model)
     done: list[Edit] = []
     try:
         for edit in edits:

@@ -178,21 +178,23 @@ def _rehearsed(model: nn.Module, graph: ModelGraph, method: Method, request: Req
     A site whose block cannot be rewritten is dropped, with the reason; any other failure is raised.
     """
     proposal: Proposal = method.plan(graph, request, config)
-    trial = copy.deepcopy(model) if graph.needs_values else meta_copy(model)
+    copied_like = copy.deepcopy if graph.needs_values else meta_copy
+    trial = copied_like(model)
     if proposal.narrowing is not None:
         apply(trial, [proposal.narrowing.edit()])
     kept: list[Edit] = []
     for edit in proposal.edits:
+        rewrites = bool(edit.arguments.get("erase"))
+        # only a rewriting may fail half-way through an edit, so that is tried on a copy, which then takes over
+        candidate = copied_like(trial) if rewrites else trial
         try:
-            # only a rewriting may fail half-way through an edit, and then a fresh copy goes on
-            apply(meta_copy(trial) if edit.arguments.get("erase") else trial, [edit])
+            apply(candidate, [edit])
         except SurgeryError as error:
-            if not edit.arguments.get("erase"):
+            if not rewrites:
                 raise
             proposal.skipped.append(Skipped(edit.site, str(error)))
             continue
-        if edit.arguments.get("erase"):
-            apply(trial, [edit])
+        trial = candidate
         kept.append(edit)
     proposal.edits = kept
     if kept:

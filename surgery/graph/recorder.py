@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import operator
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +21,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 
 from surgery.errors import TraceError
+from surgery.graph.generators import generators_kept
 from surgery.graph.kinds import function_kind, module_kind
 from surgery.graph.scripted import calls_seen, inside_scripted, script_function_kind
 from surgery.graph.skeleton import copy_with, tensors
+from surgery.graph.trees import attributes, tensors_in
+from surgery.graph.unsuitable import advice, check_use, unsuitable
 from surgery.layers import SurgeryLayer
 
 FALLBACK_SIZES = (224, 32)
+UNSEEN = "unseen"  # kind of a tensor that neither the model holds nor a recorded call gave
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,9 @@ class ModelGraph:
 
     Every node's ``meta`` holds ``kind`` (see ``graph.kinds``), ``shape`` (tuple, or None), ``owner`` (qualified name
     of the innermost module whose forward made the call), for a module call ``module``, and where it is the first
-    argument of modules that are no leaves their names, ``enters``. ``needs_values`` says that the forward looks at
-    values, so that the model cannot be recorded on the meta device.
+    argument of modules that are no leaves their names, ``enters``. Values are trees: a call that takes or gives lists,
+    dicts or dataclasses of tensors has every tensor among its inputs, or an ``item`` node for it. ``needs_values``
+    says that the forward looks at values, so that the model cannot be recorded on the meta device.
     """
 
     graph: fx.Graph
@@ -74,31 +80,36 @@ def input_shape_of(model: nn.Module, input_size: Sequence[int] | None = None) ->
 def record(model: nn.Module, input_size: Sequence[int] | None = None) -> ModelGraph:
     """Record ``model``'s eval-mode forward on one image.
 
+    The image is a batch (1, C, H, W) or, for a model that takes no batch, a list of one (C, H, W).
+
     Args:
         input_size: (C, H, W); default: the model's configured size, else 224, else 32 pixels.
 
     Raises:
-        TraceError: the forward fails on such an input.
+        TraceError: the forward fails on such an input; the message says why, and whether a size would help.
     """
+    shapes = input_shape_of(model, input_size)
+    attempts = [(shape, False) for shape in shapes]
+    attempts += [(shapes[0], True)] if not unsuitable(model) else []
     failures: list[tuple[tuple[int, ...], Exception]] = []
-    for shape in input_shape_of(model, input_size):
+    for shape, listed in attempts:
         for run in (_record_fake, _record_real):
             try:
-                return run(model, shape)
+                with generators_kept():
+                    return run(model, shape, listed)
             except Exception as error:  # any forward may raise anything; all of it is reported below
                 failures.append((shape, error))
     shape, first = failures[0]
     raise TraceError(
         f"the forward of {type(model).__name__} fails on an input of shape (1, {', '.join(map(str, shape))}): "
-        f"{type(first).__name__}: {str(first).partition(chr(10))[0].rstrip('.')}. "
-        "Pass input_size=(channels, height, width) that the model accepts."
+        f"{type(first).__name__}: {str(first).partition(chr(10))[0].rstrip('.')}. {advice(model, first)}"
     ) from first
 
 
-def _record_fake(model: nn.Module, shape: tuple[int, ...]) -> ModelGraph:
+def _record_fake(model: nn.Module, shape: tuple[int, ...], listed: bool) -> ModelGraph:
     with _quiet_fakes(), FakeTensorMode(allow_non_fake_inputs=True):
         skeleton = copy_with(model, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype))
-        return _run(model, skeleton, torch.empty((1, *shape), dtype=_float_dtype(model)), shape)
+        return _run(model, skeleton, torch.empty((1, *shape), dtype=_float_dtype(model)), listed)
 
 
 @contextlib.contextmanager
@@ -112,11 +123,11 @@ def _quiet_fakes() -> Iterator[None]:
         logger.disabled = disabled
 
 
-def _record_real(model: nn.Module, shape: tuple[int, ...]) -> ModelGraph:
+def _record_real(model: nn.Module, shape: tuple[int, ...], listed: bool) -> ModelGraph:
     if any(tensor.is_meta for tensor in tensors(model)):
         raise TraceError("the forward looks at values, and the model is on the meta device")
     skeleton = copy_with(model, lambda t: t.detach().cpu().clone())
-    graph = _run(model, skeleton, torch.zeros((1, *shape), dtype=_float_dtype(model)), shape)
+    graph = _run(model, skeleton, torch.zeros((1, *shape), dtype=_float_dtype(model)), listed)
     return dataclasses.replace(graph, needs_values=True)
 
 
@@ -124,17 +135,18 @@ def _float_dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
 
-def _run(model: nn.Module, skeleton: nn.Module, image: Tensor, shape: tuple[int, ...]) -> ModelGraph:
+def _run(model: nn.Module, skeleton: nn.Module, images: Tensor, listed: bool) -> ModelGraph:
     skeleton.eval()
     with unset_fake_temporarily():
         kinds = {name: module_kind(module) for name, module in model.named_modules()}
     recorder = _Recorder(skeleton, kinds)
+    image = images[0] if listed else images
     recorder.bind(image, recorder.graph.placeholder("input"), "input", image.shape)
     with torch.no_grad(), recorder, calls_seen(recorder.scripted_call):
-        output = skeleton(image)
+        output = skeleton([image] if listed else image)
     recorder.graph.output(recorder.nodes_of(output))
     aliases = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
-    return ModelGraph(recorder.graph, dict(model.named_modules()), shape, recorder.calls, aliases)
+    return ModelGraph(recorder.graph, dict(model.named_modules()), tuple(images.shape[1:]), recorder.calls, aliases)
 
 
 def _is_leaf(name: str, module: nn.Module, kind: str) -> bool:
@@ -155,7 +167,7 @@ class _Recorder(TorchFunctionMode):
         self._alive: list[Tensor] = []  # ids stay unique only while the tensors live
         self._owners: list[str] = [""]
         self._leaf_depth = 0
-        self._parameter_name = {id(t): n for n, t in [*model.named_parameters(), *model.named_buffers()]}
+        self._held = _names_of_tensors(model)
         hidden = inside_scripted(model)
         for name, module in model.named_modules():
             if name not in hidden:
@@ -183,6 +195,7 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        check_use(func, args)
         output = func(*args, **kwargs)
         if not self._leaf_depth:
             self._write_function(func, args, kwargs, output)
@@ -197,7 +210,7 @@ class _Recorder(TorchFunctionMode):
             output, kind = run(), script_function_kind(function)
         finally:
             self._leaf_depth -= 1
-        if any(isinstance(leaf, Tensor) for leaf in _flat(output)):
+        if next(tensors_in(output), None) is not None:
             with torch._C.DisableTorchFunction():
                 inputs = self.nodes_of(tuple(args)), self.nodes_of(dict(kwargs))
                 node = self.graph.create_node("call_function", function, *inputs, name=function.name)
@@ -209,23 +222,30 @@ class _Recorder(TorchFunctionMode):
         self._node[id(tensor)] = node
         self._alive.append(tensor)
 
-    def nodes_of(self, value: Any) -> Any:
-        """The value with tensors replaced by their nodes; tensors never seen become None."""
+    def nodes_of(self, value: Any, above: tuple[int, ...] = ()) -> Any:
+        """The value as fx takes it: tensors become nodes, objects that hold tensors dicts, what else there is None."""
         if isinstance(value, Tensor):
-            return self._node.get(id(value)) or self._attribute(value)
-        if isinstance(value, dict):
-            return {str(k): self.nodes_of(v) for k, v in value.items()}
-        if isinstance(value, tuple | list):
-            return type(value)(self.nodes_of(v) for v in value) if type(value) in (tuple, list) else None
-        return value if isinstance(value, int | float | str | bool | slice | type(None) | torch.dtype) else None
-
-    def _attribute(self, tensor: Tensor) -> fx.Node | None:
-        name = self._parameter_name.get(id(tensor))
-        if name is None:
+            return self._node.get(id(value)) or self._unwritten(value)
+        if isinstance(value, nn.Module | type) or id(value) in above:
             return None
+        inside = (*above, id(value))
+        if isinstance(value, Mapping):
+            return {str(key): self.nodes_of(item, inside) for key, item in value.items()}
+        if isinstance(value, tuple | list):
+            kind = list if isinstance(value, list) else tuple
+            return kind(self.nodes_of(item, inside) for item in value)
+        if isinstance(value, slice):
+            return slice(*(self.nodes_of(part, inside) for part in (value.start, value.stop, value.step)))
+        if isinstance(value, int | float | str | bool | type(None) | torch.dtype):
+            return value
+        return self.nodes_of(attributes(value), inside) if any(True for _ in tensors_in(value)) else None
+
+    def _unwritten(self, tensor: Tensor) -> fx.Node:
+        """A node for a tensor that no recorded call gave: one that the model holds, or one of unknown origin."""
+        name = self._held.get(id(tensor))
         with torch._C.DisableTorchFunction():
-            node = self.graph.create_node("get_attr", name)
-            self.bind(tensor, node, "attribute", tensor.shape)
+            node = self.graph.create_node("get_attr", name or UNSEEN)
+            self.bind(tensor, node, "attribute" if name else UNSEEN, tensor.shape)
         return node
 
     def _write_module(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -234,12 +254,12 @@ class _Recorder(TorchFunctionMode):
             self._bind_output(node, output, self._kinds[name], module=name)
 
     def _write_function(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
-        name = getattr(func, "__name__", type(func).__name__)
+        name = getattr(func, "__name__", type(func).__name__).partition(".")[0]  # of an overload, the operator's
         if name == "__get__" and not isinstance(output, Tensor):
             return
         with torch._C.DisableTorchFunction():
             in_place = name == "__setitem__"
-            if not in_place and not any(isinstance(leaf, Tensor) for leaf in _flat(output)):
+            if not in_place and next(tensors_in(output), None) is None:
                 return
             target = func if callable(func) else operator.getitem
             node = self.graph.create_node(
@@ -252,17 +272,18 @@ class _Recorder(TorchFunctionMode):
             self.bind(output, node, kind, output.shape, **meta)
             return
         node.meta.update(kind=kind, shape=None, owner=self._owners[-1], **meta)
-        for position, tensor in enumerate(_flat(output)):
-            if isinstance(tensor, Tensor):
-                item = self.graph.create_node("call_function", operator.getitem, (node, position))
-                self.bind(tensor, item, "split" if kind == "split" else "item", tensor.shape)
+        for position, tensor in enumerate(tensors_in(output)):
+            item = self.graph.create_node("call_function", operator.getitem, (node, position))
+            self.bind(tensor, item, "split" if kind == "split" else "item", tensor.shape)
 
 
-def _flat(value: Any) -> Iterator[Any]:
-    if isinstance(value, tuple | list):
-        for item in value:
-            yield from _flat(item)
-    elif isinstance(value, dict):
-        yield from _flat(list(value.values()))
-    else:
-        yield value
+def _names_of_tensors(model: nn.Module) -> dict[int, str]:
+    """Names of parameters, buffers, and tensors that modules hold as plain attributes, by identity."""
+    names: dict[int, str] = {}
+    for prefix, module in model.named_modules():
+        dot = f"{prefix}." if prefix else ""
+        plain = [(name, value) for name, value in vars(module).items() if name not in _OF_EVERY_MODULE]
+        for name, value in [*module._parameters.items(), *module._buffers.items(), *plain]:
+            for tensor in tensors_in(value):
+                names.setdefault(id(tensor), f"{dot}{name}")
+    return names

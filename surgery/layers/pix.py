@@ -3,17 +3,20 @@
 import math
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import Tensor, nn
 
-from surgery import ops
 from surgery.errors import check_choice
 from surgery.layers.surgery_layer import OpCost, SurgeryLayer
-from surgery.ops import reference
+from surgery.ops import pix, pix_fuse, reference
 
 SPREAD = 0.05  # standard deviation of the logits that a calibration starts from
 STEADY = 0.08  # and that of p which it leaves as it is
+# a site is one call in what fx traces, as in what this package records: symbolic_trace, feature extractors
+torch.fx.wrap("pix")
+torch.fx.wrap("pix_fuse")
 STANDARDISED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
 
 
@@ -112,7 +115,7 @@ class PiX(SurgeryLayer):
             x = self.input_norm(x)
         weight = self.effective_weight()
         if self.predictor_norm is None:
-            return ops.pix(
+            return pix(
                 x,
                 weight,
                 self.bias,
@@ -125,7 +128,7 @@ class PiX(SurgeryLayer):
             )[0]
         logits = self.predictor_norm(F.conv2d(x.mean((2, 3), keepdim=True), weight, self.bias))
         p = reference.activate(logits.flatten(1), self.activation)
-        return ops.pix_fuse(
+        return pix_fuse(
             x,
             p,
             tau=self.tau,

@@ -7,7 +7,9 @@ for the tensors at hand, else as the composition in :mod:`surgery.ops.reference`
 :func:`pix_fuse`.
 """
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -61,8 +63,31 @@ def _compose(
     """The site as plain PyTorch operators, differentiable any number of times."""
     with torch.autocast(x.device.type, enabled=False):
         p = reference.predict(reference.describe(x), weight, bias, activation)
+        return _compose_fusion(x, p, tau, fusion, operator, stride, grouping), p
+
+
+def _compose_fusion(
+    x: Tensor, p: Tensor, tau: float, fusion: str, operator: str, stride: list[int], grouping: str
+) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        if torch.jit.is_tracing():
+            with _constant_channels():
+                return reference.fuse(x, p, tau, fusion, operator, stride, grouping)
         y = reference.fuse(x, p, tau, fusion, operator, stride, grouping)
-        return y.contiguous(memory_format=reference.layout(x)), p
+        return y if _plain() else y.contiguous(memory_format=reference.layout(x))
+
+
+@contextlib.contextmanager
+def _constant_channels() -> Iterator[None]:
+    """In a TorchScript trace, sizes are tensors; that numbers of channels become constants needs no warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        yield
+
+
+def _plain() -> bool:
+    """Whether a site must be operators that torch's own tools know: TorchScript (and ONNX through it), torch.func."""
+    return torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
 
 
 @torch.library.custom_op("surgery::pix_with_index", mutates_args=())
@@ -252,7 +277,7 @@ def pix(
     trains = torch.is_grad_enabled() and (
         x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
-    if not has_kernels(x.dtype, weight.dtype):
+    if _plain() or not has_kernels(x.dtype, weight.dtype):
         return _compose(x, weight, bias, tau, fusion, operator, activation, stride, grouping)
     if not trains:  # the dispatcher's kernel takes no views with gaps
         weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
@@ -273,4 +298,6 @@ def pix_fuse(
     grouping: reference.Grouping = "contiguous",
 ) -> Tensor:
     """The fusion alone, for a p of the caller's own: x (N, C, H, W), p (N, C_out) in [0, 1]; see :func:`pix`."""
-    return _pix_fuse(_to_autocast(x), p, tau, fusion, operator, list(stride), grouping)
+    x, stride = _to_autocast(x), list(stride)
+    fuse = _compose_fusion if _plain() else _pix_fuse
+    return fuse(x, p, tau, fusion, operator, stride, grouping)
