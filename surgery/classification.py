@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchmetrics.classification import MulticlassAccuracy
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 from surgery.eval_mode import eval_mode
+from surgery.extras import check_extra
 from surgery.image_files import open_image
 from surgery.preprocessing import Preprocessing, preprocessing_of
 from surgery.table import table
@@ -45,7 +45,11 @@ def evaluate(
     Raises:
         FileNotFoundError: no folder of images.
         ValueError: classes that do not fit, or a file that is no image.
+        MissingPackageError: torchmetrics is not installed.
     """
+    check_extra("train", "an evaluation", ("torchmetrics",))
+    from torchmetrics.classification import MulticlassAccuracy
+
     known = preprocessing_of(model)
     channels, transform = known.size[0], known.transform()
     root = next((part for name in ("val", "test") if (part := Path(folder) / name).is_dir()), Path(folder))

@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +13,15 @@ from surgery.edit import Edit, apply
 from surgery.errors import SurgeryError, TraceError, check_choice
 from surgery.graph import ModelGraph, record
 from surgery.graph.skeleton import meta_copy
+from surgery.input_size import InputSize
 from surgery.methods.registry import Method, Proposal, configure, method_named
 from surgery.narrow import Narrowing
+from surgery.notes import notes_of
 from surgery.request import Request, Zeta
 from surgery.sites import Skipped
-from surgery.table import table
+from surgery.table import html_table, table
+
+HEADER = ("site", "role", "channels", "ratio", "note")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Plan:
         edits: everything to do, in order (a narrowing first, where there is one).
         skipped: candidates passed over, with the reason each.
         input_size: (C, H, W) of the image on which the model was recorded.
+        notes: what a reader should know before carrying it out, a sentence each.
     """
 
     edits: tuple[Edit, ...]
@@ -37,6 +42,7 @@ class Plan:
     mode: str
     importance: str = "l1"
     narrowing: Narrowing | None = field(default=None, repr=False, compare=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def sites(self) -> tuple[Edit, ...]:
@@ -50,8 +56,11 @@ class Plan:
         chosen = self.narrowing.choose(model, self.importance)
         return {name: out for name, (_, out) in chosen.items() if out is not None}
 
-    def __str__(self) -> str:
-        rows = [
+    def _title(self) -> str:
+        return f"{self.method}, mode {self.mode}, recorded at {'×'.join(map(str, self.input_size))}"
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [
             (
                 edit.site,
                 edit.role,
@@ -61,15 +70,25 @@ class Plan:
             )
             for edit in self.sites
         ]
-        lines = [f"{self.method}, mode {self.mode}, recorded at {'×'.join(map(str, self.input_size))}"]
-        if rows:
-            lines.append(table(("site", "role", "channels", "ratio", "note"), rows, right=(3,)))
-        lines.append(f"{len(rows)} converted, {len(self.skipped)} passed over")
+
+    def _lines(self) -> list[str]:
+        """What follows the table."""
+        lines = [f"{len(self.sites)} converted, {len(self.skipped)} passed over"]
         lines += [f"  {edit.note}" for edit in self.edits if not edit.site and edit.note]
         for reason, count in Counter(item.reason for item in self.skipped).most_common():
             names = [item.name for item in self.skipped if item.reason == reason]
             lines.append(f"  {count} × {reason}: {', '.join(names[:3])}{', …' if count > 3 else ''}")
-        return "\n".join(lines)
+        lines += [f"note: {note}" for note in self.notes]
+        return lines
+
+    def __str__(self) -> str:
+        rows = self._rows()
+        parts = [self._title(), *([table(HEADER, rows, right=(3,))] if rows else []), *self._lines()]
+        return "\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        return html_table(HEADER, self._rows(), right=(3,), caption=self._title(), lines=self._lines())
 
 
 def plan(
@@ -85,7 +104,7 @@ def plan(
     equal_width: bool | None = None,
     head: str = "keep",
     importance: str = "l1",
-    input_size: Sequence[int] | None = None,
+    input_size: InputSize | None = None,
     **options: Any,
 ) -> Plan:
     """Plan the conversion of a model; nothing is changed.
@@ -103,7 +122,8 @@ def plan(
         equal_width: convert bottleneck heads that keep the width; default: only in a network that narrows elsewhere.
         head: ``pool`` swaps VGG's 4096-wide head for global average pooling and one linear layer.
         importance: criterion by which a narrowing keeps filters (``l1``).
-        input_size: (C, H, W) to record the model with; default: its configured one, else 224 pixels.
+        input_size: (C, H, W), (H, W) or one side to record the model with; default: its configured one, else 224
+            pixels.
         **options: of the method (for ``pix``: tau, fusion, operator, activation, predictor_norm, norm, grouping).
 
     Raises:
@@ -133,7 +153,8 @@ def plan(
     if proposal.narrowing is not None:
         edits = (proposal.narrowing.edit(), *edits)
     skipped = tuple(sorted(proposal.skipped, key=lambda item: item.reason))
-    return Plan(edits, skipped, graph.input_shape, method, mode, importance, proposal.narrowing)
+    notes = notes_of(edits, skipped, method, mode)
+    return Plan(edits, skipped, graph.input_shape, method, mode, importance, proposal.narrowing, notes)
 
 
 def _rehearsed(model: nn.Module, graph: ModelGraph, method: Method, request: Request, config: Any) -> Proposal:

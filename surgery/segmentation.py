@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm import tqdm
 
 from surgery.eval_mode import eval_mode
+from surgery.extras import check_extra
 from surgery.image_files import open_image
 from surgery.label_maps import UNLABELLED, Labelling, pairs_below, palette, write_label_map
 from surgery.preprocessing import preprocessing_of
@@ -94,6 +94,9 @@ def confusion(probabilities: Tensor, labels: Tensor) -> Tensor:
         probabilities: (N, classes, H, W).
         labels: integers (N, H, W); 255 is not counted.
     """
+    check_extra("train", "a mean IoU", ("torchmetrics",))
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
     return multiclass_confusion_matrix(
         probabilities.argmax(1), labels.long(), probabilities.shape[1], ignore_index=UNLABELLED
     )

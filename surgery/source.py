@@ -16,6 +16,7 @@ from surgery.edit import apply, history
 from surgery.errors import SourceError, SurgeryError, check_choice
 from surgery.graph import ModelGraph, record
 from surgery.graph.skeleton import meta_copy
+from surgery.input_size import InputSize
 
 Builder = Callable[..., nn.Module]
 _BUILDERS: dict[str, Builder] = {}
@@ -116,7 +117,8 @@ def build(source: Source, *, pretrained: bool = False) -> nn.Module:
         if function is None:
             known = ", ".join(["timm", "torchvision", *_BUILDERS])
             raise SourceError(
-                f"builder {source.builder!r} is not registered here (known: {known}); import what registers it"
+                f"builder {source.builder!r} is not registered here (known: {known}); import what registers it "
+                "(on the command line: --import MODULE)"
             )
         return function(**source.kwargs, **({"pretrained": True} if pretrained else {}))
     except (TypeError, ValueError, RuntimeError) as error:
@@ -132,7 +134,7 @@ def build_on_meta(source: Source) -> nn.Module:
         return meta_copy(build(source))
 
 
-def find_source(model: nn.Module, given: Source | None = None, input_size: tuple[int, ...] | None = None) -> Source:
+def find_source(model: nn.Module, given: Source | None = None, input_size: InputSize | None = None) -> Source:
     """How ``model`` was made: as given, as remembered, or inferred; checked by rebuilding it on the meta device.
 
     Raises:
@@ -198,7 +200,7 @@ def _tensors(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _difference(
-    model: nn.Module, wanted: dict[str, tuple[int, ...]], source: Source, input_size: tuple[int, ...] | None
+    model: nn.Module, wanted: dict[str, tuple[int, ...]], source: Source, input_size: InputSize | None
 ) -> str:
     """The first difference between a model and what its source and history give, or ""."""
     recorded = record(model, input_size)

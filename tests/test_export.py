@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import surgery
-from surgery.errors import ExportError, TraceError
+from surgery import extras
+from surgery.errors import ExportError, MissingPackageError, TraceError
 from surgery.export import exporting, formats
 from surgery.export.checking import TOLERANCE
 from surgery.export.composed import ComposedPiX, compose
@@ -283,8 +284,8 @@ def test_what_is_no_model_with_weights(tmp_path):
 
 
 def test_a_missing_package_is_named_with_what_installs_it(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "onnxscript" else name)
-    with pytest.raises(ExportError, match=r"needs onnxscript: pip install 'surgery\[export\]'"):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(MissingPackageError, match=r"needs onnxscript: pip install 'surgery\[export\]'"):
         surgery.export(model, tmp_path / "m.onnx")
 
 

@@ -22,6 +22,7 @@ from surgery.export.composed import compose
 from surgery.export.formats import LEAST_OPSET, Format, format_named
 from surgery.export.images import Images
 from surgery.graph import record
+from surgery.input_size import InputSize
 
 
 def export(
@@ -29,7 +30,7 @@ def export(
     path: str | os.PathLike[str],
     *,
     format: str | None = None,
-    input_size: Sequence[int] | None = None,
+    input_size: InputSize | None = None,
     batch_size: int | None = None,
     dynamic_size: bool | None = None,
     opset: int | None = None,
@@ -42,7 +43,8 @@ def export(
     Args:
         path: ends in ``.onnx`` or ``.pt2``; an existing file is replaced only by a whole, checked one.
         format: ``onnx``, ``torch-export`` or ``aotinductor``; needed where the suffix leaves a choice.
-        input_size: (C, H, W) of one image; default: the model's configured size, else 224, else 32 pixels.
+        input_size: (C, H, W) of one image, (H, W) or one side; default: the model's configured size, else 224, else
+            32 pixels.
         batch_size: the only batch size that the file accepts; default: any.
         dynamic_size: whether the file accepts images of any height and width. Default: where the model permits it, else
             a warning says what is fixed; in AOTInductor packages not.
@@ -50,7 +52,8 @@ def export(
 
     Raises:
         ValueError, TypeError: an argument that does not fit; the message says what would.
-        ExportError: a package is missing, the model cannot be exported, or the file computes something else.
+        MissingPackageError: what the format needs is not installed.
+        ExportError: the model cannot be exported, or the file computes something else.
         TraceError: the model's forward fails on the image.
         OSError: the file cannot be written; nothing is left half-written.
     """

@@ -2,9 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from surgery.errors import ExportError, check_choice
 from surgery.export.images import Images
+from surgery.extras import check_extra
 
 Run = Callable[[Tensor], list[Tensor]]
 LEAST_OPSET = 18  # older ones have no reductions over axes given as input, which torch writes
@@ -36,7 +36,7 @@ class Format:
     suffix: str
     write: Callable[[ExportedProgram, Images, Path, int | None], None]
     load: Callable[[Path], Run]
-    packages: Sequence[str] = ()
+    packages: tuple[str, ...] = ()
     on_cpu: bool = True
     any_size: bool = True
 
@@ -46,7 +46,7 @@ def format_named(name: str | None, path: Path) -> tuple[str, Format]:
 
     Raises:
         ValueError: an unknown format, or a suffix that is unknown, ambiguous or not the format's.
-        ExportError: a package that the format needs is not installed.
+        MissingPackageError: a package that the format needs is not installed.
     """
     if name is None:
         fitting = [name for name, form in FORMATS.items() if form.suffix == path.suffix]
@@ -60,9 +60,8 @@ def format_named(name: str | None, path: Path) -> tuple[str, Format]:
     form = FORMATS[name]
     if path.suffix != form.suffix:
         raise ValueError(f"{str(path)!r}: a file of format {name!r} ends in {form.suffix}")
-    missing = [package for package in form.packages if find_spec(package) is None]
-    if missing:
-        raise ExportError(f"format {name!r} needs {', '.join(missing)}: pip install 'surgery[export]'")
+    if form.packages:
+        check_extra("export", f"format {name!r}", form.packages)
     return name, form
 
 

@@ -15,17 +15,7 @@ from torch import Tensor, nn
 
 from surgery.errors import TraceError
 from surgery.eval_mode import eval_mode
-
-
-@dataclass(frozen=True)
-class Place:
-    """A tensor in a forward: the first argument of a module that is called once, or its output."""
-
-    module: str
-    output: bool
-
-    def __str__(self) -> str:
-        return f"the {'output' if self.output else 'input'} of {self.module!r}"
+from surgery.graph.place import Place
 
 
 @dataclass(eq=False)

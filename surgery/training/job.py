@@ -162,6 +162,7 @@ def run(recipe: Recipe) -> list[Measured]:
     log = Log(accelerator, recipe, output / "log.csv")
     test = make_loader(data.test, recipe.data, training=False)
     job = Job(recipe, output, accelerator, data, test, task, Outcome(task.metric), log)
+    _say_notes(job)
     original = _original(job, recipe.seed)
     check_execution(accelerator, original, job.execution)
     job.measure("original", original)
@@ -175,6 +176,13 @@ def run(recipe: Recipe) -> list[Measured]:
     job.accelerator.wait_for_everyone()
     job.accelerator.end_training()
     return job.outcome.rows
+
+
+def _say_notes(job: Job) -> None:
+    """What the conversion's user should know, before hours of training."""
+    network = make_original(job.recipe, job.data.classes, download=False)
+    for note in surgery.plan(network, job.recipe.surgery.method, **job.recipe.surgery_arguments).notes:
+        job.say(f"note: {note}")
 
 
 def _open_output(accelerator: Accelerator, output: Path, fresh: bool) -> None:

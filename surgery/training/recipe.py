@@ -12,6 +12,7 @@ import yaml
 
 from surgery.errors import check_choice
 from surgery.segmentation import View
+from surgery.user_modules import import_user_modules
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 PRECISIONS = ("auto", "no", "fp16", "bf16")
@@ -212,6 +213,9 @@ class Recipe:
     With ``find_batch_size`` a batch that does not fit at a training's beginning is halved, and ``accumulate`` doubled,
     until it does.
 
+    ``imports`` names modules of the user's that register builders or methods; they are imported when the recipe is
+    read.
+
     The original is ``model``, trained by ``baseline`` first where that is given and there is no checkpoint.
     With ``seeds`` above 1 calibration and fine-tuning are repeated from ``seed``, ``seed`` + 1, … and reported as mean
     ± standard deviation. ``control`` fine-tunes the unconverted network beside, in just the same way.
@@ -230,6 +234,7 @@ class Recipe:
     find_batch_size: bool = False
     track: str | None = None
     fresh: bool = False
+    imports: tuple[str, ...] = ()
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     baseline: TrainSettings = field(default_factory=lambda: TrainSettings(epochs=0))
@@ -291,6 +296,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         FileNotFoundError: no such file.
         RecipeError: naming the key, its value and what would be accepted.
+        UserModuleError: one of its ``imports`` cannot be imported.
     """
     try:
         values = yaml.safe_load(Path(path).read_text())
@@ -307,7 +313,9 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         except yaml.YAMLError:
             raise RecipeError(f"{override!r}: {text!r} is no YAML value") from None
         _set(values, key.split("."), value, override)
-    return _build(Recipe, values, "")
+    recipe: Recipe = _build(Recipe, values, "")
+    import_user_modules(recipe.imports)
+    return recipe
 
 
 def _set(values: dict[str, Any], path: list[str], value: Any, override: str) -> None:
@@ -343,6 +351,8 @@ def _checked(hint: Any, value: Any, key: str) -> Any:
             return float(value)
         if kind is float and isinstance(value, str) and _is_number(value):
             return float(value)  # YAML reads 1e-3 as a string
+        if kind is tuple and isinstance(value, list) and typing.get_args(option)[1:] == (...,):
+            return tuple(_checked(typing.get_args(option)[0], item, key) for item in value)
         if kind is tuple and isinstance(value, list) and len(value) == len(typing.get_args(option)):
             return tuple(_checked(of, item, key) for of, item in zip(typing.get_args(option), value, strict=True))
         if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
