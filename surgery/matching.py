@@ -69,7 +69,7 @@ def match(model: nn.Module, method: str = "pix", *, inplace: bool = False, **arg
 
 def match_for(decided: Plan, model: nn.Module) -> None:
     """:func:`match` in place, for a plan that was made for the model."""
-    check_extra("calibrate", "surgery.match")
+    check_extra("calibrate", "surgery.match", ("scipy",))
     channels = channel_groups(record(model, decided.input_size))
     orders = _orders(decided, model, channels)
     if not orders:
