@@ -31,5 +31,5 @@ setup(
             optional=True,
         )
         for isa, flags in ({"baseline": [], **WIDE} if X86 else {"baseline": []}).items()
-    ]
+    ],
 )

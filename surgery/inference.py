@@ -11,7 +11,7 @@ from timm.layers import BatchNormAct2d, Conv2dSame, ScaledStdConv2d, ScaledStdCo
 from torch import Tensor, fx, nn
 from torch.nn.utils import fuse_conv_bn_weights
 
-from surgery.checked_model import check_model
+from surgery.checked_model import check_model, first_weight
 from surgery.errors import SurgeryError
 from surgery.eval_mode import eval_mode
 from surgery.graph import ModelGraph, record
@@ -146,7 +146,7 @@ def _effective_weight(conv: nn.Conv2d) -> Tensor:
 
 
 def _check_same(model: nn.Module, folded: nn.Module, input_shape: tuple[int, ...]) -> None:
-    parameter = next(model.parameters())
+    parameter = first_weight(model)
     tolerance = _TOLERANCE.get(parameter.dtype)
     if tolerance is None:
         warnings.warn(

@@ -7,7 +7,7 @@ from surgery.__main__ import main
 from surgery.errors import UserModuleError
 from surgery.user_modules import import_user_modules
 
-OWN = '''
+OWN = """
 import torch
 import surgery
 from torch import nn
@@ -20,7 +20,7 @@ def own(width: int = 16) -> nn.Module:
         conv(3, width, 3, padding=1), act(), conv(width, width // 4, 1), act(), conv(width // 4, width, 3, padding=1),
         act(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)
     )
-'''
+"""
 
 
 @pytest.fixture

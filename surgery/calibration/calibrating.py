@@ -16,7 +16,7 @@ from surgery.calibration.normal_equations import NormalEquations
 from surgery.calibration.patches import at, matrices, patches, sampled
 from surgery.calibration.report import Report, Row
 from surgery.calibration.targets import Target, targets
-from surgery.checked_model import check_model, unwrapped
+from surgery.checked_model import check_model, first_weight, unwrapped
 from surgery.edit import check_same_order
 from surgery.extras import check_extra
 from surgery.graph import record
@@ -52,7 +52,7 @@ def calibrate(
     Args:
         model: converted; changed in place.
         teacher: the network that it was converted from; not changed.
-        batches: unlabelled images (N, C, H, W) as the networks take them: a tensor, or a loader of such tensors or of
+        batches: unlabelled images (N, C, H, W), of any float dtype, as the networks take them: a tensor, or a loader of such tensors or of
             tuples that begin with one. Neither their order nor their batch size changes the result.
         kept: of layers that were narrowed, which outputs of the original they still have (``Plan.kept_outputs``);
             without it only the statistics of their norms are measured.
@@ -79,7 +79,10 @@ def calibrate(
     for each in (model, teacher):
         check_model(each, weights=True)
     check_same_order(model, teacher)
-    given = image_batches.collect(batches, images)
+    dtypes = [first_weight(network).dtype for network in (model, teacher)]
+    if dtypes[0] != dtypes[1]:
+        raise ValueError(f"model computes in {dtypes[0]}, teacher in {dtypes[1]}: one dtype is needed")
+    given = image_batches.collect(batches, images, progress)
     size = tuple(given[0].shape[1:])
     graphs = record(model, size), record(teacher, size)
     found, skipped = targets(*graphs, kept)

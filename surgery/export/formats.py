@@ -2,8 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,20 @@ from torch.utils import _pytree as pytree
 
 from surgery.errors import ExportError, check_choice
 from surgery.export.images import Images
+from surgery.export.naming import INPUT
 from surgery.extras import check_extra
 
 Run = Callable[[Tensor], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a file says besides the computation: names of its outputs, and strings by key."""
+
+    outputs: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
 LEAST_OPSET = 18  # older ones have no reductions over axes given as input, which torch writes
 
 
@@ -26,7 +37,7 @@ class Format:
 
     Attributes:
         suffix: of its files.
-        write: (program, images, file, opset) → None.
+        write: (program, images, file, opset, labels) → None; only ONNX files hold the labels.
         load: file → a function that runs it.
         packages: what it needs besides torch.
         on_cpu: whether the file is made from a copy on the CPU, whatever device the model is on.
@@ -34,7 +45,7 @@ class Format:
     """
 
     suffix: str
-    write: Callable[[ExportedProgram, Images, Path, int | None], None]
+    write: Callable[[ExportedProgram, Images, Path, int | None, Labels], None]
     load: Callable[[Path], Run]
     packages: tuple[str, ...] = ()
     on_cpu: bool = True
@@ -65,14 +76,14 @@ def format_named(name: str | None, path: Path) -> tuple[str, Format]:
     return name, form
 
 
-def _write_onnx(program: ExportedProgram, images: Images, file: Path, opset: int | None) -> None:
+def _write_onnx(program: ExportedProgram, images: Images, file: Path, opset: int | None, labels: Labels) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of exporter and optimiser about themselves; the file is checked
         written = torch.onnx.export(
             program,
             dynamo=True,
             opset_version=opset,
-            input_names=["image"],
+            input_names=[INPUT],
             dynamic_shapes=(images.names(),),
             verbose=False,
         )
@@ -80,7 +91,21 @@ def _write_onnx(program: ExportedProgram, images: Images, file: Path, opset: int
     found = written.model.opset_imports.get("")
     if opset is not None and found != opset:
         raise ExportError(f"operators of this model have no form in opset {opset}; {found} has one for each")
+    _name_outputs(written.model.graph, labels.outputs)
+    written.model.metadata_props.update(labels.metadata)
     file.write_bytes(written.model_proto.SerializeToString())
+
+
+def _name_outputs(graph: Any, names: Sequence[str]) -> None:
+    """Rename a graph's outputs, where nothing inside has such a name already."""
+    inside = {value.name for node in graph for value in node.outputs} | set(graph.initializers)
+    if len(names) != len(graph.outputs):
+        return
+    for value, wanted in zip(graph.outputs, names, strict=True):
+        free = wanted
+        while free in inside - {value.name}:
+            free += "_"
+        value.name = free
 
 
 def _load_onnx(file: Path) -> Run:
@@ -94,7 +119,7 @@ def _load_onnx(file: Path) -> Run:
     return lambda image: [torch.from_numpy(array) for array in session.run(None, {name: image.numpy()})]
 
 
-def _write_program(program: ExportedProgram, images: Images, file: Path, opset: int | None) -> None:
+def _write_program(program: ExportedProgram, images: Images, file: Path, opset: int | None, labels: Labels) -> None:
     torch.export.save(program, file)
 
 
@@ -102,7 +127,7 @@ def _load_program(file: Path) -> Run:
     return _returning_list(torch.export.load(file).module())
 
 
-def _write_compiled(program: ExportedProgram, images: Images, file: Path, opset: int | None) -> None:
+def _write_compiled(program: ExportedProgram, images: Images, file: Path, opset: int | None, labels: Labels) -> None:
     torch._inductor.aoti_compile_and_package(program, package_path=os.fspath(file))
 
 

@@ -27,13 +27,15 @@ surgery/training/recipe.py.
 def main(arguments: Sequence[str] | None = None, prog: str = "finetune.py") -> int:
     """Parse, run, report; returns the exit status (2: bad recipe or model, 130: interrupted)."""
     given = _parsed(arguments, prog)
-    if given.list:
-        print(recipe_list())
-        return 0
     try:
-        import_user_modules(given.imports)
-        check_extra("train", prog)
-        _start(given)
+        if given.list:
+            print(recipe_list())
+        else:
+            import_user_modules(given.imports)
+            check_extra("train", prog)
+            _start(given)
+    except BrokenPipeError:
+        return 0
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last state", file=sys.stderr)
         return INTERRUPTED
