@@ -66,8 +66,8 @@ def output_for_one_image(model: nn.Module, size: Sequence[int]) -> Any:
         except Exception as error:  # a forward may raise anything
             line = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             raise ValueError(
-                f"{type(model).__name__} fails on one batch of images {tuple(image.shape)} ({line}): a model that takes "
-                "such a batch alone, as a tensor, is needed"
+                f"{type(model).__name__} fails on one batch of images {tuple(image.shape)} ({line}): a model that "
+                "takes such a batch alone, as a tensor, is needed"
             ) from error
 
 

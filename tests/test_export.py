@@ -263,7 +263,7 @@ def test_a_model_whose_outputs_are_not_finite(model, tmp_path):
         ("m.onnx", {"opset": 9}, ValueError, "opset=9: a whole number >= 18"),
         ("m.onnx", {"dynamic_size": "yes"}, ValueError, "dynamic_size='yes': True, False or None"),
         ("m.pt2", {"format": "torch-export", "opset": 20}, ValueError, "opset=20 belongs to format 'onnx'"),
-        ("m.onnx", {"input_size": (3, 16)}, ValueError, r"input_size=\(3, 16\): three positive ints"),
+        ("m.onnx", {"input_size": (3, 0)}, ValueError, r"input_size=\(3, 0\): a side in pixels"),
         ("m.onnx", {"input_size": (4, 16, 16)}, TraceError, "fails on an input of shape"),
         ("no/m.onnx", {}, FileNotFoundError, "there is no folder"),
         ("folder.onnx", {}, IsADirectoryError, "is a folder"),

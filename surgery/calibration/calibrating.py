@@ -52,8 +52,8 @@ def calibrate(
     Args:
         model: converted; changed in place.
         teacher: the network that it was converted from; not changed.
-        batches: unlabelled images (N, C, H, W), of any float dtype, as the networks take them: a tensor, or a loader of such tensors or of
-            tuples that begin with one. Neither their order nor their batch size changes the result.
+        batches: unlabelled images (N, C, H, W), of any float dtype, as the networks take them: a tensor, or a loader of
+            such tensors or of tuples that begin with one. Neither their order nor their batch size changes the result.
         kept: of layers that were narrowed, which outputs of the original they still have (``Plan.kept_outputs``);
             without it only the statistics of their norms are measured.
         start: whether layers of the surgery set what is theirs first from what they read (PiX: a p that is nearly

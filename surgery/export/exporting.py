@@ -130,7 +130,8 @@ class _Export:
                 return
         last = failures[choices[-1]]
         raise ExportError(
-            f"{self.model} cannot be exported to {self.kind.name} for images {choices[-1]}: {_reason(last)}{self._advice()}"
+            f"{self.model} cannot be exported to {self.kind.name} for images {choices[-1]}: {_reason(last)}"
+            f"{self._advice()}"
         ) from last
 
     def _draws(self, images: Images) -> list[list[Sample]]:

@@ -1,6 +1,8 @@
 """The recipes that come with the package, by name: a wheel holds them, a checkout has them beside the package."""
 
 import difflib
+import itertools
+import textwrap
 from pathlib import Path
 
 import surgery
@@ -34,8 +36,15 @@ def find_recipe(name: str) -> Path:
 
 
 def recipe_list() -> str:
-    """Each recipe's name with the first line of its file, which says what it does."""
+    """Each recipe's name with the first sentence of its file, which says what it does."""
     recipes = shipped_recipes()
-    width = max(map(len, recipes), default=0)
-    lines = {name: path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for name, path in recipes.items()}
-    return "\n".join(f"{name:<{width}}  {line}" for name, line in lines.items())
+    width = max(map(len, recipes), default=0) + 2
+    return "\n".join(
+        textwrap.fill(_sentence(path), 110, initial_indent=name.ljust(width), subsequent_indent=" " * width)
+        for name, path in recipes.items()
+    )
+
+
+def _sentence(path: Path) -> str:
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    return " ".join(line.lstrip("# ") for line in lines).partition(". ")[0].rstrip(".")
