@@ -121,24 +121,24 @@ def test_nothing_to_convert_is_status_3_with_what_to_try(capsys, tmp_path):
     assert "no site" in err
     assert "--mode downscale --zeta 2" in err
     assert len(err.splitlines()) == 1
-    status, out, _ = run(capsys, "plan", "regnety_002")
+    status, out, _ = run(capsys, "plan", "regnety_016")
     assert status == 0
     assert "--equal-width" in out
-    assert run(capsys, "convert", "regnety_002", "--out", str(file), "--input-size", "64")[0] == 3
-    assert run(capsys, "convert", "regnety_002", "--out", str(file), "--input-size", "64", "--equal-width")[0] == 0
+    assert run(capsys, "convert", "regnety_016", "--out", str(file), "--input-size", "64")[0] == 3
+    assert run(capsys, "convert", "regnety_016", "--out", str(file), "--input-size", "64", "--equal-width")[0] == 0
 
 
 def test_random_weights_are_said_to_be_so(capsys, tmp_path):
     file = str(tmp_path / "m.safetensors")
     kwargs = ["--kwargs", '{"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}']
-    status, _, err = run(capsys, "convert", "cifar_resnet", *kwargs, "--out", file)
+    status, _, err = run(capsys, "convert", "resnet26", *kwargs, "--input-size", "32", "--out", file)
     assert status == 0
     assert err == (
-        "surgery: the weights of cifar_resnet are random, and so are those of the file; --pretrained downloads trained "
+        "surgery: the weights of resnet26 are random, and so are those of the file; --pretrained downloads trained "
         "ones, and a file that surgery wrote may stand in place of the name\n"
     )
     assert run(capsys, "convert", file, "--mode", "prune", "--out", str(tmp_path / "n.safetensors"))[2] == ""
-    assert run(capsys, "plan", "cifar_resnet", *kwargs)[2] == ""
+    assert run(capsys, "plan", "resnet26", *kwargs)[2] == ""
 
 
 def test_projections_are_warned_of_once(capsys, tmp_path):

@@ -34,7 +34,7 @@ def test_bottlenecks_have_no_note():
     ("name", "arguments", "tries"),
     [
         ("resnet18", {}, "mode='downscale', zeta=2"),
-        ("regnety_002", {}, "equal_width=True (--equal-width) converts"),
+        ("regnety_016", {}, "equal_width=True (--equal-width) converts"),
         ("mobilenetv2_100", {"projections": "none"}, "projections='residual' or 'all'"),
         ("resnet50", {"include": "layer3", "exclude": "layer3"}, "other include= or exclude= patterns"),
     ],
