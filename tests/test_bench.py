@@ -14,6 +14,11 @@ from surgery.layers import PiX
 from tests.small_models import Net
 
 
+def test_what_runs_before_the_timing_is_shown(capsys):
+    interleaved({"a": lambda: None}, seconds=0.01, label="batch 1")
+    assert "batch 1: warming up a" in capsys.readouterr().err
+
+
 def test_functions_run_in_turn():
     order = []
     timing = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, seconds=0.01)
