@@ -1,4 +1,4 @@
-"""Builds the CPU kernels where a C++ compiler is found; everything else is in setup.cfg.
+"""Builds the CPU kernels where a C++ compiler is found, and lists the packages; everything else is in setup.cfg.
 
 Each instruction set is a library of its own, from the same source; the best one for the processor is loaded at run
 time. They are plain C libraries: nothing of Python or torch is compiled against. Without a compiler the build goes on
@@ -7,7 +7,7 @@ with a warning, and surgery says at run time that it lacks its kernels.
 
 import platform
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 
 WIDE = {
     "avx2": ["-mavx2", "-mfma"],
@@ -16,6 +16,9 @@ WIDE = {
 X86 = platform.machine().lower() in {"x86_64", "amd64"}
 
 setup(
+    # recipes/ is data at the top of the repository, and surgery/recipes in a wheel
+    packages=[*find_packages(include=["surgery", "surgery.*"]), "surgery.recipes"],
+    package_dir={"surgery.recipes": "recipes"},
     ext_modules=[
         Extension(
             f"surgery.ops.cpu._pix_{isa}",
@@ -28,5 +31,5 @@ setup(
             optional=True,
         )
         for isa, flags in ({"baseline": [], **WIDE} if X86 else {"baseline": []}).items()
-    ]
+    ],
 )

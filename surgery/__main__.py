@@ -1,4 +1,4 @@
-"""The command line: ``python -m surgery plan|convert|cost|eval|predict|bench|export|load-check NAME``."""
+"""The command line: ``python -m surgery plan|convert|cost|eval|predict|bench|export|load-check|finetune NAME``."""
 
 import argparse
 import json
@@ -16,23 +16,41 @@ from surgery.bench.command import add_options
 from surgery.bench.command import run as bench_command
 from surgery.calibration.folder import folder_batches
 from surgery.classification import evaluate, predict, prediction_table
-from surgery.errors import SurgeryError
+from surgery.errors import NoSitesError, SurgeryError
 from surgery.export.formats import FORMATS
+from surgery.input_size import InputSize
 from surgery.layers import SurgeryLayer
 from surgery.methods import methods
 from surgery.request import HEADS, MODES, PROJECTIONS
-from surgery.source import build
+from surgery.source import MEMORY, build
 from surgery.table import si, table
+from surgery.training.command import main as finetune
+from surgery.user_modules import add_import_option, import_user_modules
+
+PROGRAM = "python -m surgery"
+NOTHING_TO_CONVERT = 3
+WITH_WEIGHTS = ("pretrained", "weights", "checkpoint_path")  # arguments by which builders get weights themselves
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status (0, or 2 with one line on stderr)."""
-    given = _parser().parse_args(arguments)
-    given.typed = list(sys.argv[1:] if arguments is None else arguments)
+    """Run one command; returns the exit status.
+
+    0, or with one line on stderr 2 (what was asked for cannot be) or 3 (there is nothing to convert).
+    """
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    if typed[:1] == ["finetune"]:  # its settings may come before and after options, which no subcommand permits
+        return finetune(typed[1:], f"{PROGRAM} finetune")
+    given = parser().parse_args(typed)
+    given.typed = typed
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.showwarning = _show_warning
+            import_user_modules(given.imports)
             print(given.run(given))
+    except NoSitesError as error:
+        print(f"surgery: {str(error).partition(chr(10))[0]}", file=sys.stderr)
+        return NOTHING_TO_CONVERT
     except (SurgeryError, ValueError, TypeError, OSError) as error:
         print(f"surgery: {error}", file=sys.stderr)
         return 2
@@ -41,13 +59,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m surgery",
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"surgery: warning: {message}", file=sys.stderr)
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command line may hold."""
+    made = argparse.ArgumentParser(
+        prog=PROGRAM,
         description="Plan, carry out, count and check model surgery.",
-        epilog="NAME is a timm model (resnet50), torchvision/NAME, or a file that surgery wrote.",
+        epilog="NAME is a timm model (resnet50), torchvision/NAME, a builder of yours (--import), or a file that "
+        "surgery wrote.",
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
     plan = commands.add_parser("plan", help="what would change and why, and why not the rest")
     convert = commands.add_parser("convert", help="convert a model and write it to one safetensors file")
     for command, run in ((plan, _plan), (convert, _convert)):
@@ -67,7 +91,6 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--calibration-images", type=int, metavar="N", help="how many (default: 1024 of a folder, 256 synthetic ones)"
     )
-    convert.add_argument("--strict", action="store_true", help="fail where there is nothing to convert")
     cost = commands.add_parser("cost", help="MACs, FLOPs, parameters and memory, in total and per site")
     _add_model(cost)
     cost.set_defaults(run=_cost)
@@ -85,8 +108,10 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(run=_export)
     check = commands.add_parser("load-check", help="load a file and say what it holds; fails where anything is wrong")
     check.add_argument("name", metavar="FILE")
+    add_import_option(check)
     check.set_defaults(run=_load_check)
-    return parser
+    commands.add_parser("finetune", add_help=False, help="what finetune.py does: convert and fine-tune by a recipe")
+    return made
 
 
 def _add_evaluation(command: argparse.ArgumentParser) -> None:
@@ -119,7 +144,7 @@ def _add_view(command: argparse.ArgumentParser) -> None:
 
 
 def _add_model(command: argparse.ArgumentParser, many: bool = False) -> None:
-    about = "timm name, torchvision/NAME, or a file written by surgery"
+    about = "timm name, torchvision/NAME, a builder of yours (--import), or a file written by surgery"
     if many:
         command.add_argument("names", metavar="NAME", nargs="*", help=about)
     else:
@@ -129,8 +154,12 @@ def _add_model(command: argparse.ArgumentParser, many: bool = False) -> None:
     )
     command.add_argument("--pretrained", action="store_true", help="with the builder's pretrained weights (a download)")
     command.add_argument(
-        "--input-size", type=_size, metavar="C,H,W", help="image size to record with (default: the model's)"
+        "--input-size",
+        type=_size,
+        metavar="C,H,W",
+        help="image size to record with: 3,224,224 or 224,224 or 224 (default: the model's)",
     )
+    add_import_option(command)
 
 
 def _add_surgery(command: argparse.ArgumentParser) -> None:
@@ -164,11 +193,12 @@ def _json(text: str) -> dict[str, Any]:
     return value
 
 
-def _size(text: str) -> tuple[int, ...]:
+def _size(text: str) -> InputSize:
     try:
-        return tuple(int(part) for part in text.split(","))
+        size = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: C,H,W such as 3,224,224 is needed") from None
+        raise argparse.ArgumentTypeError(f"{text!r}: C,H,W such as 3,224,224, or one side, is needed") from None
+    return size if len(size) > 1 else size[0]
 
 
 def _number(text: str) -> Any:
@@ -186,10 +216,23 @@ def _zeta(text: str) -> Any:
 
 
 def _model(given: argparse.Namespace) -> nn.Module:
-    looks_like_file = Path(given.name).suffix == ".safetensors" or Path(given.name).exists()
-    if looks_like_file:
+    path = Path(given.name)
+    if path.suffix == ".safetensors" or path.is_file() or (path.is_dir() and path.name != given.name):
         return surgery.load(given.name)
     return surgery.create(given.name, pretrained=given.pretrained, **given.kwargs)
+
+
+def _say_random(given: argparse.Namespace, model: nn.Module, consequence: str) -> None:
+    """One line on stderr where a model was made by a builder that gave it random weights."""
+    source = getattr(model, MEMORY, None)
+    from_file = Path(given.name).suffix == ".safetensors" or Path(given.name).is_file()
+    weights = given.pretrained or any(given.kwargs.get(key) for key in WITH_WEIGHTS)
+    if not weights and not from_file and source is not None and source.builder in ("timm", "torchvision"):
+        print(
+            f"surgery: the weights of {given.name} are random, {consequence}; --pretrained downloads trained ones, and "
+            "a file that surgery wrote may stand in place of the name",
+            file=sys.stderr,
+        )
 
 
 def _arguments(given: argparse.Namespace) -> dict[str, Any]:
@@ -214,10 +257,11 @@ def _convert(given: argparse.Namespace) -> str:
         model,
         given.method,
         inplace=True,
-        strict=given.strict,
+        strict=True,
         calibrate=_calibration_images(given, model),
         **_arguments(given),
     )
+    _say_random(given, model, "and so are those of the file")
     after = surgery.cost(converted, given.input_size)
     surgery.save(converted, given.out, input_size=given.input_size)
     rows = [
@@ -225,7 +269,7 @@ def _convert(given: argparse.Namespace) -> str:
         for name, cost in (("before", before), ("after", after))
     ]
     size = si(Path(given.out).stat().st_size, "B")
-    return f"{table(('', 'MACs', 'params', 'memory'), rows, right=(1, 2, 3))}\nwrote {given.out} ({size})"
+    return f"{table(('', 'MACs', 'params', 'memory written'), rows, right=(1, 2, 3))}\nwrote {given.out} ({size})"
 
 
 def _calibration_images(given: argparse.Namespace, model: nn.Module) -> Iterable[Tensor] | None:
@@ -243,6 +287,7 @@ def _cost(given: argparse.Namespace) -> str:
 
 def _eval(given: argparse.Namespace) -> str:
     model = _model(given)
+    _say_random(given, model, "so it can only guess")
     if segmentation.segments(model):
         return str(segmentation.evaluate(model, given.data, _view(given)))
     return str(evaluate(model, given.data, batch_size=given.batch_size, workers=given.workers))
@@ -250,6 +295,7 @@ def _eval(given: argparse.Namespace) -> str:
 
 def _predict(given: argparse.Namespace) -> str:
     model = _model(given)
+    _say_random(given, model, "so it can only guess")
     if segmentation.segments(model):
         return segmentation.label_table(model, segmentation.predict(model, given.images, given.out, _view(given)))
     return prediction_table(predict(model, given.images))
@@ -277,7 +323,9 @@ def _pairs(given: argparse.Namespace) -> Iterator[tuple[str, nn.Module, nn.Modul
 
 
 def _export(given: argparse.Namespace) -> str:
-    surgery.export(_model(given), given.out, format=given.format, input_size=given.input_size)
+    model = _model(given)
+    _say_random(given, model, "and so are those of the file")
+    surgery.export(model, given.out, format=given.format, input_size=given.input_size)
     return f"wrote {given.out} ({si(Path(given.out).stat().st_size, 'B')}), checked against the model"
 
 

@@ -1,9 +1,14 @@
 """Which objects surgery works on, and what to do with the others."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from surgery.eval_mode import eval_mode
 
 
 def check_model(model: object, *, weights: bool = False) -> None:
@@ -36,6 +41,34 @@ def check_model(model: object, *, weights: bool = False) -> None:
                 f"model is on the meta device ({name} has no data): give it weights first, by to_empty() and "
                 "load_state_dict()"
             )
+
+
+def first_weight(model: nn.Module) -> Tensor:
+    """A tensor of the dtype and on the device that a model computes in; where it has no weights, torch's defaults."""
+    held = (tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point())
+    return next(held, torch.empty(0))
+
+
+def output_for_one_image(model: nn.Module, size: Sequence[int]) -> Any:
+    """What a model in eval mode gives for one image of zeros.
+
+    Args:
+        size: (C, H, W).
+
+    Raises:
+        ValueError: the model does not take one batch of images; with its own error.
+    """
+    weight = first_weight(model)
+    image = torch.zeros(1, *size, dtype=weight.dtype, device=weight.device)
+    with eval_mode(model), torch.inference_mode():
+        try:
+            return model(image)
+        except Exception as error:  # a forward may raise anything
+            line = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise ValueError(
+                f"{type(model).__name__} fails on one batch of images {tuple(image.shape)} ({line}): a model that "
+                "takes such a batch alone, as a tensor, is needed"
+            ) from error
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

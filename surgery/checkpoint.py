@@ -22,6 +22,7 @@ from surgery.build_budget import Budget
 from surgery.checked_model import check_model, unwrapped
 from surgery.edit import history
 from surgery.errors import CheckpointError, SurgeryError
+from surgery.input_size import InputSize
 from surgery.manifest import SCHEMA, Manifest, parse_manifest
 from surgery.preprocessing import MEMORY as PREPROCESSING
 from surgery.preprocessing import Preprocessing
@@ -34,7 +35,7 @@ def save(
     *,
     source: str | Source | None = None,
     kwargs: dict[str, Any] | None = None,
-    input_size: tuple[int, ...] | None = None,
+    input_size: InputSize | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> None:
     """Write a model, converted or not, to one safetensors file.
@@ -46,7 +47,7 @@ def save(
         path: written beside and renamed; an existing file is replaced only by a whole one.
         source: ``timm/NAME``, ``torchvision/NAME`` or a registered builder, where inference is not enough.
         kwargs: the keyword arguments of that builder.
-        input_size: (C, H, W) to record the model with, where its default does not fit.
+        input_size: (C, H, W), (H, W) or one side to record the model with, where its default does not fit.
         preprocessing: how images are prepared for the model, and its classes; default: what it was loaded with.
 
     Raises:

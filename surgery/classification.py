@@ -8,14 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
+from surgery.checked_model import first_weight, output_for_one_image
 from surgery.class_folders import ClassFolders
 from surgery.eval_mode import eval_mode
+from surgery.extras import check_extra
 from surgery.image_files import open_image
 from surgery.preprocessing import Preprocessing, preprocessing_of
 from surgery.table import table
+
+MANY = 8  # images that a bar is shown for
 
 
 @dataclass(frozen=True)
@@ -45,31 +48,34 @@ def evaluate(
     Raises:
         FileNotFoundError: no folder of images.
         ValueError: classes that do not fit, or a file that is no image.
+        MissingPackageError: torchmetrics is not installed.
     """
+    check_extra("train", "an evaluation", ("torchmetrics",))
+    from torchmetrics.classification import MulticlassAccuracy
+
     known = preprocessing_of(model)
     channels, transform = known.size[0], known.transform()
     root = next((part for name in ("val", "test") if (part := Path(folder) / name).is_dir()), Path(folder))
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {str(folder)!r}")
     images = ClassFolders(root, transform, loader=lambda path: open_image(path, channels))
-    device = next(model.parameters()).device
-    outputs = _outputs(model, known, device)
+    weight = first_weight(model)
+    device, outputs = weight.device, _outputs(model, known)
     indices = torch.tensor(_indices(images.classes, known.classes, outputs, root), device=device)
     metrics = [MulticlassAccuracy(outputs, top_k=k, average="micro").to(device) for k in (1, min(5, outputs))]
     loader: DataLoader = DataLoader(images, batch_size, num_workers=workers)
     begin = time.perf_counter()
     with eval_mode(model), torch.inference_mode():
         for batch, labels in tqdm(loader, "evaluating", unit="batch", leave=False, disable=not progress):
-            logits = model(batch.to(device))
+            logits = model(batch.to(weight))
             for metric in metrics:
                 metric.update(logits, indices[labels.to(device)])
     top1, top5 = (100 * metric.compute().item() for metric in metrics)
     return Accuracy(top1, top5, len(images), len(images) / (time.perf_counter() - begin))
 
 
-def _outputs(model: nn.Module, known: Preprocessing, device: torch.device) -> int:
-    with eval_mode(model), torch.inference_mode():
-        output = model(torch.zeros(1, *known.size, device=device))
+def _outputs(model: nn.Module, known: Preprocessing) -> int:
+    output = output_for_one_image(model, known.size)
     if not isinstance(output, Tensor) or output.ndim != 2:
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"{type(model).__name__} is no classifier: it gives {found} for one image")
@@ -106,15 +112,15 @@ def predict(model: nn.Module, paths: Iterable[str | Path], *, top: int = 5) -> l
         FileNotFoundError, ValueError: a file that does not exist, or is no image; a model that is no classifier.
     """
     known = preprocessing_of(model)
-    transform, device = known.transform(), next(model.parameters()).device
-    count = min(top, _outputs(model, known, device))
-    found = []
+    transform, weight = known.transform(), first_weight(model)
+    count = min(top, _outputs(model, known))
+    found, names = [], list(paths)
     with eval_mode(model), torch.inference_mode():
-        for path in paths:
-            image = transform(open_image(path, known.size[0]))[None].to(device)
+        for path in tqdm(names, "predicting", unit="image", leave=False, disable=len(names) < MANY):
+            image = transform(open_image(path, known.size[0]))[None].to(weight)
             best = model(image)[0].float().softmax(0).topk(count)
-            names = [known.classes[i] if known.classes else str(i) for i in best.indices.tolist()]
-            found.append(Prediction(str(path), tuple(names), tuple(best.values.tolist())))
+            classes = tuple(known.classes[i] if known.classes else str(i) for i in best.indices.tolist())
+            found.append(Prediction(str(path), classes, tuple(best.values.tolist())))
     return found
 
 

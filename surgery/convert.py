@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from surgery.calibration import calibrate as fit
 from surgery.checked_model import check_model
 from surgery.edit import apply
-from surgery.errors import NoSitesError
+from surgery.errors import ConversionWarning, NoSitesError
+from surgery.extras import check_extra
 from surgery.graph.skeleton import copied
 from surgery.matching import check_match, match_for
 from surgery.plan import Plan, plan
@@ -41,25 +42,29 @@ def convert(
         **arguments: as for :func:`surgery.plan`.
 
     Returns:
-        A converted copy, or the model itself with ``inplace=True``.
+        A converted copy, or the model itself with ``inplace=True``. What its user should know (``Plan.notes``) comes as
+        a ConversionWarning.
 
     Raises:
         NoSitesError: nothing to convert, and ``strict``.
+        MissingPackageError: ``calibrate`` is given, and what it needs is not installed.
         ValueError, TypeError, TraceError: as :func:`surgery.plan`; ValueError for a model on the meta device.
     """
     check_model(model, weights=True)
     check_match(match)
+    if calibrate is not None:
+        check_extra("calibrate", "calibrate=")
     decided = plan(model, method, **arguments)
     if not decided.edits:
         message = (
-            f"{type(model).__name__} has no site for method {method!r} in mode {decided.mode!r}: nothing is converted"
+            f"{type(model).__name__} has no site for method {method!r} in mode {decided.mode!r}: {decided.notes[0]}"
         )
         if strict:
             raise NoSitesError(f"{message}\n{decided}")
-        warnings.warn(message, stacklevel=2)
+        warnings.warn(message, ConversionWarning, stacklevel=2)
         return model if inplace else copied(model)
     for note in decided.notes:
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, ConversionWarning, stacklevel=2)
     if not inplace:
         model = copied(model)
     if match or (match is None and calibrate is not None):

@@ -1,7 +1,7 @@
 """What a model costs, counted from its recorded graph: no forward of real data, any input size."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -11,11 +11,16 @@ from surgery.edit import history
 from surgery.graph import ModelGraph, record
 from surgery.graph.dataflow import activation_name, conv_spec, source
 from surgery.graph.kinds import norm_has_activation
+from surgery.input_size import InputSize
 from surgery.layers import OpCost, SurgeryLayer
 from surgery.sites import squeeze_sites
-from surgery.table import si, table
+from surgery.table import html_table, si, table
 
 _CHEAP_ACTS = {"relu", "relu6", "leaky_relu", "leakyrelu", "prelu", "hardtanh", "clamp", "threshold"}
+
+
+HEADER = ("site", "kind", "MACs", "FLOPs", "params", "memory")
+MEMORY = "memory: bytes that operations write; norms and activations work in place, weights are not counted"
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class Cost:
             which counts 2 each).
         flops: everything, by the formulas of PiX supplement C and D.
         params: number of parameters.
-        memory: bytes that the operations write in the model's dtype; norms and activations work in place.
+        memory: bytes that the operations write in the model's dtype; norms and activations work in place. It is the
+            traffic of one forward, neither the peak nor the weights.
         sites: the same per site.
     """
 
@@ -50,21 +56,29 @@ class Cost:
     sites: tuple[SiteCost, ...]
     input_size: tuple[int, ...]
 
-    def __str__(self) -> str:
+    def _title(self) -> str:
+        return f"input {'×'.join(map(str, self.input_size))}, one image"
+
+    def _rows(self) -> list[tuple[str, ...]]:
         total = SiteCost("total", "", self.macs, self.flops, self.params, self.memory)
-        rows = [
+        return [
             (s.name, s.kind, si(s.macs), si(s.flops), si(s.params), si(s.memory, "B")) for s in (*self.sites, total)
         ]
-        header = ("site", "kind", "MACs", "FLOPs", "params", "memory")
-        return f"input {'×'.join(map(str, self.input_size))}, one image\n" + table(header, rows, right=(2, 3, 4, 5))
+
+    def __str__(self) -> str:
+        return f"{self._title()}\n{MEMORY}\n{table(HEADER, self._rows(), right=(2, 3, 4, 5))}"
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        return html_table(HEADER, self._rows(), right=(2, 3, 4, 5), caption=f"{self._title()}; {MEMORY}")
 
 
-def cost(model: nn.Module, input_size: Sequence[int] | None = None) -> Cost:
+def cost(model: nn.Module, input_size: InputSize | None = None) -> Cost:
     """Count a model's operations.
 
     Args:
         model: any nn.Module that maps an image batch; also on the meta device.
-        input_size: (C, H, W); default: the model's configured size, else 224 pixels.
+        input_size: (C, H, W), (H, W) or one side; default: the model's configured size, else 224 pixels.
 
     Raises:
         TypeError, ValueError: the model or the size cannot be.

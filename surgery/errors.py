@@ -24,6 +24,18 @@ class SourceError(SurgeryError):
     """A model cannot be rebuilt from what is known of how it was made."""
 
 
+class MissingPackageError(SurgeryError, ImportError):
+    """A package that an extra installs is missing; the message names both."""
+
+
+class UserModuleError(SurgeryError):
+    """A module of the user's (``--import``, ``imports``) cannot be imported."""
+
+
+class ConversionWarning(UserWarning):
+    """A conversion does something that its user may not expect (:attr:`surgery.Plan.notes`)."""
+
+
 class ExportError(SurgeryError):
     """A model cannot be written in another runtime's format, or the file computes something else."""
 

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -11,11 +11,12 @@ from timm.layers import BatchNormAct2d, Conv2dSame, ScaledStdConv2d, ScaledStdCo
 from torch import Tensor, fx, nn
 from torch.nn.utils import fuse_conv_bn_weights
 
-from surgery.checked_model import check_model
+from surgery.checked_model import check_model, first_weight
 from surgery.errors import SurgeryError
 from surgery.eval_mode import eval_mode
 from surgery.graph import ModelGraph, record
 from surgery.graph.dataflow import sole_user
+from surgery.input_size import InputSize
 from surgery.layers import PiX, SqueezedConv2d
 
 _STANDARDISED = {
@@ -34,7 +35,7 @@ def optimize_for_inference(
     dtype: torch.dtype | None = None,
     channels_last: bool = True,
     compile: bool = False,
-    input_size: Sequence[int] | None = None,
+    input_size: InputSize | None = None,
 ) -> nn.Module:
     """A copy of a trained model that computes the same faster: save the model itself, this copy is for running.
 
@@ -46,7 +47,8 @@ def optimize_for_inference(
         dtype: such as ``torch.bfloat16``; default: as it is.
         channels_last: keep maps with channels innermost, which the kernels and oneDNN, cuDNN like best.
         compile: return ``torch.compile`` of the result.
-        input_size: (C, H, W) to record the model with; default: its configured one, else 224 pixels.
+        input_size: (C, H, W), (H, W) or one side to record the model with; default: its configured one, else 224
+            pixels.
 
     Raises:
         SurgeryError: the folded model's output differs from the model's on a random image.
@@ -144,7 +146,7 @@ def _effective_weight(conv: nn.Conv2d) -> Tensor:
 
 
 def _check_same(model: nn.Module, folded: nn.Module, input_shape: tuple[int, ...]) -> None:
-    parameter = next(model.parameters())
+    parameter = first_weight(model)
     tolerance = _TOLERANCE.get(parameter.dtype)
     if tolerance is None:
         warnings.warn(

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from surgery.checked_model import check_model
 from surgery.edit import HISTORY, MATCH, Edit, history, submodule
+from surgery.extras import check_extra
 from surgery.graph import record
 from surgery.graph.channels import Channels, Group, channel_groups
 from surgery.graph.skeleton import copied
@@ -85,6 +85,7 @@ def check_match(value: object) -> None:
 
 def match_for(decided: Plan, model: nn.Module, *, inside: bool = False) -> None:
     """:func:`match` in place, for a plan that was made for the model."""
+    check_extra("calibrate", "surgery.match", ("scipy",))
     channels = channel_groups(record(model, decided.input_size))
     if inside:
         _freeze_features(channels, model, decided.input_size)
@@ -191,13 +192,20 @@ def _settle(reader: _Reader, order: np.ndarray | None) -> None:
         return
     gain = np.zeros((len(reader.kept), reader.scores.shape[1]))
     np.add.at(gain, reader.subset, reader.scores[order])
-    reader.row = linear_sum_assignment(gain, maximize=True)[1]
+    reader.row = _assigned(gain)
 
 
 def _placed(readers: list[_Reader]) -> np.ndarray:
     """Give each position the channel that serves its subsets best."""
     gain = sum(reader.scores[:, reader.row[reader.subset]] for reader in readers)
-    return cast(np.ndarray, linear_sum_assignment(np.asarray(gain).T, maximize=True)[1])
+    return _assigned(np.asarray(gain).T)
+
+
+def _assigned(gain: np.ndarray) -> np.ndarray:
+    """Of every row, the column that it gets, each once, where the gains add up to most."""
+    from scipy.optimize import linear_sum_assignment  # of an extra
+
+    return cast(np.ndarray, linear_sum_assignment(gain, maximize=True)[1])
 
 
 def _value(reader: _Reader, order: np.ndarray) -> float:

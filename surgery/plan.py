@@ -14,11 +14,15 @@ from surgery.edit import Edit, apply
 from surgery.errors import SurgeryError, TraceError, check_choice
 from surgery.graph import ModelGraph, record
 from surgery.graph.skeleton import meta_copy
+from surgery.input_size import InputSize
 from surgery.methods.registry import Method, Proposal, configure, method_named
 from surgery.narrow import Narrowing
+from surgery.notes import notes_of
 from surgery.request import Request, Zeta
 from surgery.sites import Skipped
-from surgery.table import si, table
+from surgery.table import html_table, si, table
+
+HEADER = ("site", "role", "channels", "ratio", "note")
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,11 @@ class Plan:
         chosen = self.narrowing.choose(model, self.importance)
         return {name: out for name, (_, out) in chosen.items() if out is not None}
 
-    def __str__(self) -> str:
-        rows = [
+    def _title(self) -> str:
+        return f"{self.method}, mode {self.mode}, recorded at {'×'.join(map(str, self.input_size))}"
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [
             (
                 edit.site,
                 edit.role,
@@ -64,16 +71,25 @@ class Plan:
             )
             for edit in self.sites
         ]
-        lines = [f"{self.method}, mode {self.mode}, recorded at {'×'.join(map(str, self.input_size))}"]
-        if rows:
-            lines.append(table(("site", "role", "channels", "ratio", "note"), rows, right=(3,)))
-        lines.append(f"{len(rows)} converted, {len(self.skipped)} passed over")
+
+    def _lines(self) -> list[str]:
+        """What follows the table."""
+        lines = [f"{len(self.sites)} converted, {len(self.skipped)} passed over"]
         lines += [f"  {edit.note}" for edit in self.edits if not edit.site and edit.note]
         for reason, count in Counter(item.reason for item in self.skipped).most_common():
             names = [item.name for item in self.skipped if item.reason == reason]
             lines.append(f"  {count} × {reason}: {', '.join(names[:3])}{', …' if count > 3 else ''}")
         lines += [f"note: {note}" for note in self.notes]
-        return "\n".join(lines)
+        return lines
+
+    def __str__(self) -> str:
+        rows = self._rows()
+        parts = [self._title(), *([table(HEADER, rows, right=(3,))] if rows else []), *self._lines()]
+        return "\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        return html_table(HEADER, self._rows(), right=(3,), caption=self._title(), lines=self._lines())
 
 
 def plan(
@@ -89,7 +105,7 @@ def plan(
     equal_width: bool | None = None,
     head: str = "keep",
     importance: str = "l1",
-    input_size: Sequence[int] | None = None,
+    input_size: InputSize | None = None,
     **options: Any,
 ) -> Plan:
     """Plan the conversion of a model; nothing is changed.
@@ -108,7 +124,8 @@ def plan(
         equal_width: convert bottleneck heads that keep the width; default: only in a network that narrows elsewhere.
         head: ``pool`` swaps VGG's 4096-wide head for global average pooling and one linear layer.
         importance: criterion by which a narrowing keeps filters (``l1``).
-        input_size: (C, H, W) to record the model with; default: its configured one, else 224 pixels.
+        input_size: (C, H, W), (H, W) or one side to record the model with; default: its configured one, else 224
+            pixels.
         **options: of the method (for ``pix``: tau, fusion, operator, activation, predictor_norm, norm, grouping).
 
     Raises:
@@ -138,10 +155,10 @@ def plan(
     if proposal.narrowing is not None:
         edits = (proposal.narrowing.edit(), *edits)
     skipped = tuple(sorted(proposal.skipped, key=lambda item: item.reason))
-    notes = []
+    notes = notes_of(edits, skipped, method, mode)
     if proposal.narrowing is not None and proposal.own_ratio is not None:
-        notes.append(_narrowing_note(model, graph, chosen, request, config, edits, proposal.own_ratio))
-    return Plan(edits, skipped, graph.input_shape, method, mode, importance, proposal.narrowing, tuple(notes))
+        notes += (_narrowing_note(model, graph, chosen, request, config, edits, proposal.own_ratio),)
+    return Plan(edits, skipped, graph.input_shape, method, mode, importance, proposal.narrowing, notes)
 
 
 def _narrowing_note(

@@ -1,7 +1,7 @@
 """How images are made into what a model takes, and what its outputs are called."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from math import isfinite, prod
 from numbers import Real
@@ -11,6 +11,8 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 from torchvision.transforms import Compose, Normalize, ToTensor
+
+from surgery.input_size import InputSize, image_shapes
 
 MEMORY = "surgery_preprocessing"
 LARGEST_SIDE = 16_384  # pixels, of the crop and of the image that it is taken from
@@ -106,15 +108,18 @@ def _is_colour(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch("#[0-9a-f]{6}", value) is not None
 
 
-def preprocessing_of(model: nn.Module, input_size: Sequence[int] | None = None) -> Preprocessing:
+def preprocessing_of(model: nn.Module, input_size: InputSize | None = None) -> Preprocessing:
     """What the model was saved with; else what its timm configuration says; else timm's defaults.
 
     Args:
-        input_size: (C, H, W) in place of the size found.
+        input_size: (C, H, W), (H, W) or one side in place of the size found.
     """
     known = getattr(model, MEMORY, None)
     if not isinstance(known, Preprocessing):
-        config = resolve_data_config({"input_size": tuple(input_size)} if input_size else {}, model=model)
+        config = resolve_data_config({}, model=model)
+        if input_size is not None:  # mean and std follow the number of channels
+            shape = image_shapes(input_size, config["input_size"][:1])[0]
+            config = resolve_data_config({"input_size": shape}, model=model)
         known = Preprocessing(
             tuple(config["input_size"]),
             tuple(config["mean"]),
@@ -122,6 +127,4 @@ def preprocessing_of(model: nn.Module, input_size: Sequence[int] | None = None) 
             config["crop_pct"],
             config["interpolation"],
         )
-    if input_size and tuple(input_size) != known.size:
-        known = replace(known, size=cast(Any, tuple(input_size)))
-    return known
+    return known if input_size is None else replace(known, size=image_shapes(input_size, known.size[:1])[0])

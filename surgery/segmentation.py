@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm import tqdm
 
+from surgery.checked_model import first_weight, output_for_one_image
 from surgery.eval_mode import eval_mode
+from surgery.extras import check_extra
 from surgery.image_files import open_image
 from surgery.label_maps import UNLABELLED, Labelling, pairs_below, palette, write_label_map
 from surgery.preprocessing import preprocessing_of
@@ -94,6 +95,9 @@ def confusion(probabilities: Tensor, labels: Tensor) -> Tensor:
         probabilities: (N, classes, H, W).
         labels: integers (N, H, W); 255 is not counted.
     """
+    check_extra("train", "a mean IoU", ("torchmetrics",))
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
     return multiclass_confusion_matrix(
         probabilities.argmax(1), labels.long(), probabilities.shape[1], ignore_index=UNLABELLED
     )
@@ -129,9 +133,7 @@ class IoU:
 def segments(model: nn.Module) -> bool:
     """Whether a model gives a map of logits for an image of its own size."""
     size = preprocessing_of(model).size
-    device = next(model.parameters()).device
-    with eval_mode(model), torch.inference_mode():
-        output = model(torch.zeros(1, *size, device=device))
+    output = output_for_one_image(model, size)
     return isinstance(output, Tensor) and output.ndim == 4 and output.shape[-2:] == size[1:]
 
 
@@ -142,17 +144,17 @@ def evaluate(model: nn.Module, folder: str | Path, view: View = WHOLE, *, progre
         FileNotFoundError: a folder or the label map of an image is missing.
         ValueError: a file that is no image, a label that is no class, or sizes that differ.
     """
-    known, device = preprocessing_of(model), next(model.parameters()).device
+    known, weight = preprocessing_of(model), first_weight(model)
     root = next((part for name in ("val", "test") if (part := Path(folder) / name).is_dir()), Path(folder))
     pairs, transform = pairs_below(root), known.whole_image()
-    total, begin = torch.zeros((), dtype=torch.int64, device=device), time.perf_counter()
+    total, begin = torch.zeros((), dtype=torch.int64, device=weight.device), time.perf_counter()
     with eval_mode(model), torch.inference_mode():
         for image_path, mask_path in tqdm(pairs, "evaluating", unit="image", leave=False, disable=not progress):
-            image = transform(open_image(image_path, known.size[0]))[None].to(device)
+            image = transform(open_image(image_path, known.size[0]))[None].to(weight)
             found = segment(model, image, view)
             labels = Labelling(found.shape[1], known.ignore).read(mask_path)
             check_same_size(image_path, image.shape[-2:], labels)
-            total = total + confusion(found, labels[None].to(device))
+            total = total + confusion(found, labels[None].to(weight.device))
     if known.classes and len(known.classes) != len(total):
         raise ValueError(f"the model gives {len(total)} classes and was saved with {len(known.classes)} names")
     names = known.classes or tuple(str(number) for number in range(len(total)))
@@ -174,12 +176,12 @@ def predict(model: nn.Module, paths: Sequence[str | Path], out: str | Path, view
         FileNotFoundError, ValueError: a file that does not exist, or is no image; two that would have the same mask.
         OSError: a mask cannot be written.
     """
-    known, device = preprocessing_of(model), next(model.parameters()).device
+    known, weight = preprocessing_of(model), first_weight(model)
     targets = _targets(paths, Path(out))
     transform = known.whole_image()
     with eval_mode(model), torch.inference_mode():
         for path, target in tqdm(targets.items(), "predicting", unit="image", leave=False, disable=len(targets) < 3):
-            found = segment(model, transform(open_image(path, known.size[0]))[None].to(device), view)[0]
+            found = segment(model, transform(open_image(path, known.size[0]))[None].to(weight), view)[0]
             write_label_map(target, found.argmax(0).to(torch.uint8), palette(known.colours, len(found)))
     return list(targets.values())
 

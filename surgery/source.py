@@ -27,6 +27,7 @@ from surgery.edit_arguments import affordable
 from surgery.errors import SourceError, SurgeryError, check_choice
 from surgery.graph import ModelGraph, record
 from surgery.graph.skeleton import meta_copy
+from surgery.input_size import InputSize
 from surgery.pretrained_weights import weights_at_hand
 from surgery.source_inference import guesses, input_size_of
 
@@ -162,7 +163,8 @@ def _builder(source: Source, pretrained: bool) -> Builder:
     if function is None:
         known = ", ".join(["timm", "torchvision", *_BUILDERS])
         raise SourceError(
-            f"builder {source.builder!r:.80} is not registered here (known: {known}); import what registers it"
+            f"builder {source.builder!r:.80} is not registered here (known: {known}); import what registers it "
+            "(on the command line: --import MODULE)"
         )
     if source.name:
         raise SourceError(f"name={source.name!r:.80}: a name goes with timm and torchvision only; '' is needed")
@@ -224,7 +226,7 @@ def rebuild(source: Source, edits: Iterable[Edit], budget: Budget, *, values: bo
 def find_source(
     model: nn.Module,
     given: Source | None = None,
-    input_size: tuple[int, ...] | None = None,
+    input_size: InputSize | None = None,
     budget: Budget | None = None,
 ) -> Source:
     """How ``model`` was made: as given, as remembered, or inferred; checked by rebuilding it on the meta device.
@@ -261,7 +263,7 @@ def find_source(
 class _Comparison:
     """Compares a model with what sources and its history give."""
 
-    def __init__(self, model: nn.Module, input_size: tuple[int, ...] | None, budget: Budget) -> None:
+    def __init__(self, model: nn.Module, input_size: InputSize | None, budget: Budget) -> None:
         self.model, self.input_size, self.budget = model, input_size, budget
         self.shapes = _shapes(model)
 

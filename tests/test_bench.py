@@ -14,6 +14,11 @@ from surgery.layers import PiX
 from tests.small_models import Net
 
 
+def test_what_runs_before_the_timing_is_shown(capsys):
+    interleaved({"a": lambda: None}, seconds=0.01, label="batch 1")
+    assert "batch 1: warming up a" in capsys.readouterr().err
+
+
 def test_functions_run_in_turn():
     order = []
     timing = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, seconds=0.01)
@@ -131,12 +136,16 @@ def test_command_on_a_file_times_what_the_file_was_made_from(tmp_path, capsys):
     assert "converted/free" in capsys.readouterr().out
 
 
+def test_command_on_a_network_without_sites(capsys):
+    assert main(["bench", "resnet18"]) == 3
+    assert "no site" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["bench"], "name of a model, or --op"),
         (["bench", "resnet26", "--run", "fast"], "mode='fast'"),
-        (["bench", "resnet18"], "no site"),
         (["bench", "resnet26", "--seconds", "0"], "--seconds 0"),
         (["bench", "resnet26", "--plot", "x.foo"], "'.foo': one of '.png'"),
         (["bench", "resnet26", "--record", "no/such.md"], "cannot write 'no/such.md'"),

@@ -126,7 +126,7 @@ def test_what_is_printed():
 @pytest.mark.parametrize(
     ("recipe", "more", "message"),
     [
-        ("no/such.yaml", [], "No such file or directory: 'no/such.yaml'"),
+        ("no/such.yaml", [], "there is no recipe 'no/such.yaml'"),
         (None, ["resnet50"], "'resnet50': --train takes its network from the recipe"),
         (None, ["finetune.epoch=3"], "did you mean 'epochs'"),
         (None, ["finetune.lr=[1"], "no YAML value"),

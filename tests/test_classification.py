@@ -66,3 +66,25 @@ def test_what_cannot_be_judged(tmp_path):
     with pytest.raises(ValueError, match="is no image that can be read"):
         predict(classifier(), [folder / "ant" / "0.png"])
     assert predict(classifier(), [folder / "ant" / "1.png"])[0].classes[0] in "012"
+
+
+class Pair(torch.nn.Module):
+    """Takes two images."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = timm.create_model("test_resnet", num_classes=3)
+
+    def forward(self, one, two):
+        return self.net(one) + self.net(two)
+
+
+def test_networks_in_float64_and_of_two_inputs(tmp_path):
+    photographs(tmp_path, each=1)
+    image = tmp_path / "ant" / "0.png"
+    model = timm.create_model("test_resnet", num_classes=3).double()
+    assert len(predict(model, [image])[0].classes) == 3
+    assert evaluate(model, tmp_path, progress=False).images == 3
+    for use in (lambda: predict(Pair(), [image]), lambda: evaluate(Pair(), tmp_path)):
+        with pytest.raises(ValueError, match=r"Pair fails on one batch .*missing 1 required.*that takes such"):
+            use()

@@ -1,4 +1,6 @@
+import copy
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -11,11 +13,13 @@ import torch
 from torch import nn
 
 import surgery
-from surgery.errors import ExportError, TraceError
+from surgery import extras
+from surgery.errors import ExportError, MissingPackageError, TraceError
 from surgery.export import exporting, formats
 from surgery.export.checking import TOLERANCE
 from surgery.export.composed import ComposedPiX, compose
 from surgery.layers import PiX
+from surgery.preprocessing import Preprocessing
 from tests.small_models import LooksAtValues, Net
 
 SIZE = (3, 16, 16)
@@ -262,7 +266,7 @@ def test_a_model_whose_outputs_are_not_finite(model, tmp_path):
         ("m.onnx", {"opset": 9}, ValueError, "opset=9: a whole number >= 18"),
         ("m.onnx", {"dynamic_size": "yes"}, ValueError, "dynamic_size='yes': True, False or None"),
         ("m.pt2", {"format": "torch-export", "opset": 20}, ValueError, "opset=20 belongs to format 'onnx'"),
-        ("m.onnx", {"input_size": (3, 16)}, ValueError, r"input_size=\(3, 16\): three positive ints"),
+        ("m.onnx", {"input_size": (3, 0)}, ValueError, r"input_size=\(3, 0\): a side in pixels"),
         ("m.onnx", {"input_size": (4, 16, 16)}, TraceError, "fails on an input of shape"),
         ("no/m.onnx", {}, FileNotFoundError, "there is no folder"),
         ("folder.onnx", {}, IsADirectoryError, "is a folder"),
@@ -283,8 +287,8 @@ def test_what_is_no_model_with_weights(tmp_path):
 
 
 def test_a_missing_package_is_named_with_what_installs_it(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "onnxscript" else name)
-    with pytest.raises(ExportError, match=r"needs onnxscript: pip install 'surgery\[export\]'"):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(MissingPackageError, match=r"needs onnxscript: pip install 'surgery\[export\]'"):
         surgery.export(model, tmp_path / "m.onnx")
 
 
@@ -312,3 +316,66 @@ def test_of_the_command_line(tmp_path, capsys):
     assert run_onnx(path, torch.randn(1, 3, 32, 32))[0].isfinite().all()
     assert main(["export", "resnet10t", "--out", path, "--format", "pt"]) == 2
     assert capsys.readouterr().err.startswith("surgery: format='pt'")
+
+
+def names_and_metadata(model, path, **options):
+    surgery.export(model, path, input_size=SIZE, dynamic_size=False, progress=False, **options)
+    session = onnxruntime.InferenceSession(str(path))
+    meta = session.get_modelmeta().custom_metadata_map
+    return [value.name for value in session.get_outputs()], {key: json.loads(value) for key, value in meta.items()}
+
+
+def test_onnx_names_its_output_and_says_how_images_are_prepared(model, tmp_path):
+    file, path = tmp_path / "m.safetensors", tmp_path / "m.onnx"
+    known = Preprocessing((3, 16, 16), (0.1, 0.2, 0.3), (0.5,) * 3, classes=("cat", "dög"))
+    small = surgery.create("test_resnet", num_classes=2)
+    surgery.save(small, file, preprocessing=known)
+    names, metadata = names_and_metadata(surgery.load(file), path)
+    assert names == ["output"]
+    assert metadata == {
+        "size": [3, 16, 16],
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.5] * 3,
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+        "classes": ["cat", "dög"],
+    }
+    assert names_and_metadata(model, path) == (["output"], {})
+    assert names_and_metadata(small, path)[1]["mean"] == list(small.pretrained_cfg["mean"])
+
+
+class Outputs(nn.Module):
+    """The same logits, held in something."""
+
+    def __init__(self, net, hold):
+        super().__init__()
+        self.net, self.hold = net, hold
+
+    def forward(self, x):
+        return self.hold(self.net(x))
+
+
+@pytest.mark.parametrize(
+    ("hold", "names"),
+    [
+        (lambda y: {"logits": y, "image": 2 * y, "count": 3}, ["logits", "image_"]),
+        (lambda y: (y, [2 * y, None]), ["output_0", "output_1_0"]),
+    ],
+)
+def test_onnx_names_outputs_by_what_holds_them(model, tmp_path, hold, names):
+    assert names_and_metadata(Outputs(model, hold), tmp_path / "m.onnx")[0] == names
+
+
+def test_float64_in_onnx_says_what_to_do(model, tmp_path):
+    with pytest.raises(ExportError, match=r"no convolution in float64: export model.float\(\), or to format"):
+        surgery.export(copy.deepcopy(model).double(), tmp_path / "m.onnx", input_size=SIZE, dynamic_size=False)
+
+
+def test_steps_are_shown(model, tmp_path, capsys):
+    surgery.export(model, tmp_path / "m.pt2", format="torch-export", input_size=SIZE, dynamic_size=False)
+    shown = capsys.readouterr().err
+    assert all(f"exporting to torch-export: {step}" in shown for step in ("tracing", "writing", "comparing"))
+    surgery.export(
+        model, tmp_path / "m.pt2", format="torch-export", input_size=SIZE, dynamic_size=False, progress=False
+    )
+    assert "exporting" not in capsys.readouterr().err

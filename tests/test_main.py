@@ -1,9 +1,12 @@
+import argparse
+
 import pytest
 import torch
 from PIL import Image
 
+import finetune
 import surgery
-from surgery.__main__ import main
+from surgery.__main__ import main, parser
 from surgery.preprocessing import Preprocessing
 
 
@@ -99,7 +102,6 @@ def test_eval_and_predict(capsys, tmp_path):
         (["plan", "resnet50", "--zeta", "x"], "zeta='x'"),
         (["plan", "resnet50", "--mode", "sqeeze"], "did you mean 'squeeze'"),
         (["plan", "resnet50", "--option", "tau"], "KEY=VALUE is needed"),
-        (["convert", "resnet18", "--strict", "--out", "m.safetensors"], "no site"),
         (["load-check", "nothing.safetensors"], "does not exist"),
         (["cost", "resnet18", "--input-size", "4,64,64"], "fails on an input of shape"),
     ],
@@ -112,12 +114,67 @@ def test_bad_input_is_one_line_and_status_2(capsys, arguments, message):
     assert err.startswith("surgery: ")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plan", "--help"], ["convert", "--help"], ["load-check", "--help"]])
-def test_help(capsys, arguments):
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 0
-    assert "usage: python -m surgery" in capsys.readouterr().out
+def test_nothing_to_convert_is_status_3_with_what_to_try(capsys, tmp_path):
+    file = tmp_path / "m.safetensors"
+    status, out, err = run(capsys, "convert", "resnet18", "--out", str(file))
+    assert (status, out, file.exists()) == (3, "", False)
+    assert "no site" in err
+    assert "--mode downscale --zeta 2" in err
+    assert len(err.splitlines()) == 1
+    status, out, _ = run(capsys, "plan", "regnety_016")
+    assert status == 0
+    assert "--equal-width" in out
+    assert run(capsys, "convert", "regnety_016", "--out", str(file), "--input-size", "64")[0] == 3
+    assert run(capsys, "convert", "regnety_016", "--out", str(file), "--input-size", "64", "--equal-width")[0] == 0
+
+
+def test_random_weights_are_said_to_be_so(capsys, tmp_path):
+    file = str(tmp_path / "m.safetensors")
+    kwargs = ["--kwargs", '{"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}']
+    status, _, err = run(capsys, "convert", "resnet26", *kwargs, "--input-size", "32", "--out", file)
+    assert status == 0
+    assert err == (
+        "surgery: the weights of resnet26 are random, and so are those of the file; --pretrained downloads trained "
+        "ones, and a file that surgery wrote may stand in place of the name\n"
+    )
+    assert run(capsys, "convert", file, "--mode", "prune", "--out", str(tmp_path / "n.safetensors"))[2] == ""
+    assert run(capsys, "plan", "resnet26", *kwargs)[2] == ""
+
+
+def test_projections_are_warned_of_once(capsys, tmp_path):
+    arguments = ["mobilenetv2_035", "--input-size", "64"]
+    _, out, _ = run(capsys, "plan", *arguments)
+    assert out.count("note: 10 of the 10 sites are projections of inverted bottlenecks") == 1
+    _, _, err = run(capsys, "convert", *arguments, "--out", str(tmp_path / "m.safetensors"))
+    assert err.count("surgery: warning: 10 of the 10 sites are projections of inverted bottlenecks") == 1
+    assert "--projections none" in err
+
+
+@pytest.mark.parametrize("size", ["48", "48,48", "3,48,48"])
+def test_image_sizes(capsys, size):
+    assert "input 3×48×48" in run(capsys, "cost", "test_resnet", "--input-size", size)[1]
+
+
+def subcommands(made):
+    return next(action for action in made._actions if isinstance(action, argparse._SubParsersAction)).choices
+
+
+def test_every_help(capsys):
+    programs = [[], *([name] for name in subcommands(parser()))]
+    calls = [(main, [*name, "--help"], "usage: python -m surgery") for name in programs]
+    calls.append((finetune.main, ["--help"], "usage: finetune.py"))
+    for program, arguments, usage in calls:
+        with pytest.raises(SystemExit) as stopped:
+            program(arguments)
+        assert stopped.value.code == 0
+        assert usage in capsys.readouterr().out
+
+
+def test_a_folder_of_a_models_name_is_not_taken_for_it(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "resnet18").mkdir()
+    assert run(capsys, "cost", "resnet18", "--input-size", "32")[0] == 0
+    assert "is a folder" in run(capsys, "cost", str(tmp_path / "resnet18"))[2]
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,11 @@ from surgery.bench import report
 from surgery.bench.networks import DTYPES, LAYOUTS, MODES, Setting, bench_network
 from surgery.bench.operator import SIZES, bench_operator
 from surgery.errors import check_choice
+from surgery.extras import check_extra
+from surgery.input_size import image_shapes
+from surgery.training.shipped_recipes import find_recipe
 
-TRAIN_OPTIONS = ("--train", "--seconds", "--record")
+TRAIN_OPTIONS = ("--train", "--seconds", "--record", "--import")
 Pairs = Callable[[], Iterator[tuple[str, nn.Module, nn.Module]]]
 
 
@@ -32,7 +35,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--train",
         metavar="RECIPE",
-        help="a recipe's training against a bare loop over its network; what follows are its settings, key=value",
+        help="training by a recipe (a file, or the name of one that comes with surgery) against a bare loop over its "
+        "network; what follows are its settings, key=value",
     )
     command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     command.add_argument("--op", action="store_true", help="the operator alone at ResNet-50's sites, against bandwidth")
@@ -75,10 +79,11 @@ def _train(given: argparse.Namespace, arguments: Sequence[str]) -> str:
     for setting in given.names:
         if "=" not in setting:
             raise ValueError(f"{setting!r}: --train takes its network from the recipe; what follows is key=value")
+    check_extra("train", "bench --train")
     from surgery.bench.training import bench_training  # it imports all that trains, which takes seconds
     from surgery.training.recipe import load_recipe
 
-    result = bench_training(load_recipe(given.train, given.names), seconds=given.seconds)
+    result = bench_training(load_recipe(find_recipe(given.train), given.names), seconds=given.seconds)
     return _reported(given, arguments, report.machine(result.device), str(result))
 
 
@@ -113,7 +118,8 @@ def _operator_settings(settings: list[Setting]) -> list[Setting]:
 
 def _size(given: argparse.Namespace, model: nn.Module) -> tuple[int, ...]:
     config: Any = getattr(model, "pretrained_cfg", None) or {}
-    return tuple(given.input_size or config.get("input_size") or (3, 224, 224))
+    own = tuple(config.get("input_size") or (3, 224, 224))
+    return own if given.input_size is None else image_shapes(given.input_size, own[:1])[0]
 
 
 def _numbers(text: str) -> list[int]:

@@ -15,6 +15,7 @@ from surgery.atomic_file import write_atomically
 from surgery.bench.networks import Setting
 from surgery.bench.operator import OperatorResult
 from surgery.bench.timing import Timing
+from surgery.extras import check_extra
 from surgery.ops.backend import backend
 from surgery.table import table
 
@@ -101,6 +102,7 @@ def record(path: str | os.PathLike[str], command: str, where: str, results: str)
 
 def drawn(rows: Sequence[Row], suffix: str = ".png") -> bytes:
     """A picture: bars of converted ÷ original with quartiles, and the floor (free ÷ original) as a mark."""
+    check_extra("train", "a plot", ("matplotlib",))
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

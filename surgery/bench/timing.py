@@ -40,9 +40,7 @@ def interleaved(
         label: of the progress bar.
     """
     wait = torch.cuda.synchronize if device.startswith("cuda") else (lambda: None)
-    for function in functions.values():
-        function()
-        function()
+    _warm_up(functions, label)
     found: dict[str, list[float]] = {name: [] for name in functions}
     least, most = ROUNDS
     begin = time.perf_counter()
@@ -62,3 +60,12 @@ def interleaved(
             if count >= least and spent > seconds:
                 break
     return Timing(found)
+
+
+def _warm_up(functions: Mapping[str, Callable[[], object]], label: str) -> None:
+    """Call each twice, untimed; the first call may compile, for minutes, and a line says so."""
+    with tqdm(bar_format="{desc} [{elapsed}]", leave=False) as bar:
+        for name, function in functions.items():
+            bar.set_description_str(f"{label}: warming up {name}".lstrip(": "))
+            function()
+            function()

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +13,17 @@ from tqdm import tqdm
 from surgery.calibration import images as image_batches
 from surgery.calibration.absorb import absorb, affine_of, measure_norm, takes_constant
 from surgery.calibration.normal_equations import NormalEquations
-from surgery.calibration.passes import Passes, fast_dtype
 from surgery.calibration.patches import at, matrices, patches, sampled
 from surgery.calibration.report import Report, Row
 from surgery.calibration.targets import Target, targets
-from surgery.checked_model import check_model, unwrapped
+from surgery.checked_model import check_model, first_weight, unwrapped
 from surgery.edit import check_same_order
+from surgery.extras import check_extra
 from surgery.graph import record
 from surgery.layers import SurgeryLayer
+
+if TYPE_CHECKING:
+    from surgery.calibration.passes import Passes
 
 HOLD_OUT = 5  # one image in five judges the ridge
 LEAST_FEATURES = 2048  # rows of fewer would be cheap, but they are what small layers are fitted from
@@ -49,8 +52,8 @@ def calibrate(
     Args:
         model: converted; changed in place.
         teacher: the network that it was converted from; not changed.
-        batches: unlabelled images (N, C, H, W) as the networks take them: a tensor, or a loader of such tensors or of
-            tuples that begin with one. Neither their order nor their batch size changes the result.
+        batches: unlabelled images (N, C, H, W), of any float dtype, as the networks take them: a tensor, or a loader of
+            such tensors or of tuples that begin with one. Neither their order nor their batch size changes the result.
         kept: of layers that were narrowed, which outputs of the original they still have (``Plan.kept_outputs``);
             without it only the statistics of their norms are measured.
         start: whether layers of the surgery set what is theirs first from what they read (PiX: a p that is nearly
@@ -69,11 +72,17 @@ def calibrate(
         ValueError, TypeError: images or models that cannot be; the message says what can.
         TraceError: a forward fails.
     """
+    check_extra("calibrate", "surgery.calibrate")
+    from surgery.calibration.passes import Passes, fast_dtype  # it needs what the extra installs
+
     model, teacher = unwrapped(model), unwrapped(teacher)
     for each in (model, teacher):
         check_model(each, weights=True)
     check_same_order(model, teacher)
-    given = image_batches.collect(batches, images)
+    dtypes = [first_weight(network).dtype for network in (model, teacher)]
+    if dtypes[0] != dtypes[1]:
+        raise ValueError(f"model computes in {dtypes[0]}, teacher in {dtypes[1]}: one dtype is needed")
+    given = image_batches.collect(batches, images, progress)
     size = tuple(given[0].shape[1:])
     graphs = record(model, size), record(teacher, size)
     found, skipped = targets(*graphs, kept)
@@ -89,7 +98,7 @@ def calibrate(
     return Report(tuple(rows), tuple(skipped))
 
 
-def _fit(target: Target, number: int, passes: Passes, rows_per_feature: float) -> Row:
+def _fit(target: Target, number: int, passes: "Passes", rows_per_feature: float) -> Row:
     """Fit one layer of the converted network to the original."""
     if target.aim is None:
         return _start(cast(SurgeryLayer, passes.networks[0].get_submodule(target.layer)), target, number, passes)
@@ -114,7 +123,7 @@ def _fit(target: Target, number: int, passes: Passes, rows_per_feature: float) -
     return Row(target.layer, aim, rows, solution.ridge, before, solution.r2)
 
 
-def _start(layer: SurgeryLayer, target: Target, number: int, passes: Passes) -> Row:
+def _start(layer: SurgeryLayer, target: Target, number: int, passes: "Passes") -> Row:
     """Let a surgery layer set itself from what it reads."""
     with torch.no_grad():
         observed = [layer.observe(reads) for reads, _ in passes.at(target, number)]
@@ -126,7 +135,12 @@ def _start(layer: SurgeryLayer, target: Target, number: int, passes: Passes) -> 
 
 
 def _sums(
-    layer: nn.Module, own_norm: _BatchNorm | None, target: Target, number: int, passes: Passes, rows_per_feature: float
+    layer: nn.Module,
+    own_norm: _BatchNorm | None,
+    target: Target,
+    number: int,
+    passes: "Passes",
+    rows_per_feature: float,
 ) -> tuple[NormalEquations, Tensor, Tensor]:
     """The sums of a layer's regression, with the (scale, shift) that maps its output to what it is fitted to."""
     groups, outputs, features = matrices(layer).shape

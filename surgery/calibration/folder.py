@@ -1,6 +1,6 @@
 """Calibration images from a folder, prepared as the model's own configuration says."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -9,18 +9,19 @@ from torch import Tensor, nn
 
 from surgery.calibration.images import BATCH
 from surgery.image_files import images_below, open_image
+from surgery.input_size import InputSize
 from surgery.preprocessing import preprocessing_of
 
 
 def folder_batches(
-    folder: str | Path, model: nn.Module, count: int = 1024, input_size: Sequence[int] | None = None
+    folder: str | Path, model: nn.Module, count: int = 1024, input_size: InputSize | None = None
 ) -> Iterator[Tensor]:
     """Batches (N, C, H, W) of ``count`` images found anywhere below a folder, spread evenly over their sorted names.
 
     Args:
         model: what it was saved with, or its ``pretrained_cfg``, says size, crop, mean and deviation; else timm's
             defaults.
-        input_size: (C, H, W) in place of the configured one.
+        input_size: (C, H, W), (H, W) or one side in place of the configured one.
 
     Raises:
         FileNotFoundError: no such folder, or no image below it.

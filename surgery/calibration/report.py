@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 
 from surgery.sites import Skipped
-from surgery.table import table
+from surgery.table import html_table, table
+
+HEADER = ("layer", "fitted to", "rows", "ridge", "R² before", "R² after", "note")
+RIGHT = (2, 3, 4, 5)
+CAPTION = "calibration; R² on images that were held out"
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,20 @@ class Report:
     rows: tuple[Row, ...]
     skipped: tuple[Skipped, ...] = ()
 
-    def __str__(self) -> str:
-        cells = []
+    def _rows(self) -> list[tuple[object, ...]]:
+        cells: list[tuple[object, ...]] = []
         for row in self.rows:
             fitted = ("", "", "") if row.note else (f"{row.ridge:.0e}", f"{row.before:.3f}", f"{row.after:.3f}")
             cells.append((row.layer, row.aim, row.rows, *fitted, row.note))
-        text = table(("layer", "fitted to", "rows", "ridge", "R² before", "R² after", ""), cells, right=(2, 3, 4, 5))
-        return "\n".join([text, *(f"not fitted: {item.name}: {item.reason}" for item in self.skipped)])
+        return cells
+
+    def _lines(self) -> list[str]:
+        """What follows the table."""
+        return [f"not fitted: {item.name}: {item.reason}" for item in self.skipped]
+
+    def __str__(self) -> str:
+        return "\n".join([table(HEADER, self._rows(), right=RIGHT), *self._lines()])
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        return html_table(HEADER, self._rows(), right=RIGHT, caption=CAPTION, lines=self._lines())

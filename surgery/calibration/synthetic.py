@@ -1,6 +1,6 @@
 """Images for those who have none: noise shaped like photographs, drawn towards what the network's norms remember."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +11,7 @@ from tqdm import tqdm
 from surgery.checked_model import check_model, unwrapped
 from surgery.eval_mode import eval_mode
 from surgery.graph import record
+from surgery.input_size import InputSize
 
 ROUGHNESS = 1e-2  # weight of the differences between neighbouring pixels, against the norms' part of the loss
 
@@ -19,7 +20,7 @@ def synthetic_images(
     model: nn.Module,
     count: int = 256,
     *,
-    input_size: Sequence[int] | None = None,
+    input_size: InputSize | None = None,
     steps: int = 200,
     lr: float = 0.05,
     batch_size: int = 64,
@@ -34,7 +35,7 @@ def synthetic_images(
 
     Args:
         model: the network to convert, with trained norms; not changed.
-        input_size: (C, H, W); default as for :func:`surgery.plan`.
+        input_size: (C, H, W), (H, W) or one side; default as for :func:`surgery.plan`.
         steps: of Adam for every batch; 0 gives the noise itself.
         batch_size: images whose statistics are matched together; the last batch may be smaller.
 

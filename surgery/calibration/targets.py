@@ -13,7 +13,7 @@ from surgery.calibration.patches import FITTED, outputs_of
 from surgery.graph import ModelGraph
 from surgery.graph.dataflow import sole_user
 from surgery.graph.kinds import norm_has_activation
-from surgery.graph.paused import Place
+from surgery.graph.place import Place
 from surgery.layers.squeezed_conv import SqueezedConv2d
 from surgery.sites import Skipped
 

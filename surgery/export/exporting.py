@@ -7,21 +7,25 @@ import os
 import tempfile
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from tqdm import tqdm
 
 from surgery.atomic_file import write_atomically
 from surgery.checked_model import check_model, unwrapped
 from surgery.errors import ExportError
 from surgery.export.checking import DRAWS, TOLERANCE, DifferentOutputsError, Sample, check, sample
 from surgery.export.composed import compose
-from surgery.export.formats import LEAST_OPSET, Format, format_named
+from surgery.export.formats import LEAST_OPSET, Format, Labels, format_named, tensors_of
 from surgery.export.images import Images
+from surgery.export.naming import output_names, preprocessing_metadata
 from surgery.graph import record
+from surgery.input_size import InputSize
 
 
 def export(
@@ -29,28 +33,33 @@ def export(
     path: str | os.PathLike[str],
     *,
     format: str | None = None,
-    input_size: Sequence[int] | None = None,
+    input_size: InputSize | None = None,
     batch_size: int | None = None,
     dynamic_size: bool | None = None,
     opset: int | None = None,
+    progress: bool = True,
 ) -> None:
     """Write a model, converted or not, to a file that runs without surgery, in eval mode.
 
     The written file is loaded and compared with the model on random images, of two batch sizes and two image sizes
-    where these are free, before it gets its name. The model itself is neither changed nor run.
+    where these are free, before it gets its name. The model itself is neither changed nor run. An ONNX file names its
+    input and outputs, and holds as metadata how images are prepared, where the model carries that.
 
     Args:
         path: ends in ``.onnx`` or ``.pt2``; an existing file is replaced only by a whole, checked one.
         format: ``onnx``, ``torch-export`` or ``aotinductor``; needed where the suffix leaves a choice.
-        input_size: (C, H, W) of one image; default: the model's configured size, else 224, else 32 pixels.
+        input_size: (C, H, W) of one image, (H, W) or one side; default: the model's configured size, else 224, else
+            32 pixels.
         batch_size: the only batch size that the file accepts; default: any.
         dynamic_size: whether the file accepts images of any height and width. Default: where the model permits it, else
             a warning says what is fixed; in AOTInductor packages not.
         opset: of ONNX; default: the exporter's.
+        progress: show a line with the step that runs.
 
     Raises:
         ValueError, TypeError: an argument that does not fit; the message says what would.
-        ExportError: a package is missing, the model cannot be exported, or the file computes something else.
+        MissingPackageError: what the format needs is not installed.
+        ExportError: the model cannot be exported, or the file computes something else.
         TraceError: the model's forward fails on the image.
         OSError: the file cannot be written; nothing is left half-written.
     """
@@ -65,27 +74,41 @@ def export(
     images = Images(record(frozen, input_size).input_shape, batch_size, wanted)
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"model{form.suffix}"
-        made = _Export(frozen, type(model).__name__, name, form, opset, file)
-        made.write([images] if dynamic_size or not wanted else [images, replace(images, any_size=False)])
+        kind = _Kind(name, form, opset, preprocessing_metadata(model, images.shape))
+        with tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=not progress) as bar:
+            made = _Export(frozen, type(model).__name__, kind, file, bar)
+            made.write([images] if dynamic_size or not wanted else [images, replace(images, any_size=False)])
         write_atomically(target, file.read_bytes())
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Of what kind a file is to be: its format with that one's name, the opset asked for, and ONNX metadata."""
+
+    name: str
+    form: Format
+    opset: int | None
+    metadata: Mapping[str, str]
 
 
 class _Export:
     """One export of one frozen copy, which it takes apart."""
 
-    def __init__(self, frozen: nn.Module, kind: str, name: str, form: Format, opset: int | None, file: Path) -> None:
-        self.frozen, self.kind, self.name, self.form, self.opset, self.file = frozen, kind, name, form, opset, file
+    def __init__(self, frozen: nn.Module, model: str, kind: _Kind, file: Path, bar: tqdm) -> None:
+        self.frozen, self.model, self.kind, self.file, self.bar = frozen, model, kind, file, bar
+        self.labels = Labels()
         weights = (t for t in (*frozen.parameters(), *frozen.buffers()) if t.is_floating_point())
         first = next(weights, torch.empty(0))
         self.dtype, self.device = first.dtype, first.device
         if self.dtype not in TOLERANCE:
             known = ", ".join(str(dtype).removeprefix("torch.") for dtype in TOLERANCE)
-            raise ExportError(f"{kind} has weights of {self.dtype}: one of {known} is needed")
+            raise ExportError(f"{model} has weights of {self.dtype}: one of {known} is needed")
 
     def write(self, choices: Sequence[Images]) -> None:
         """Write and check a file for the first choice that works, with a warning where it is not the first of all."""
         draws: dict[Images, list[list[Sample]]] = {}
         failures: dict[Images, Exception] = {}
+        self._say("running the model")
         for images in choices:  # by the model itself, so before its layers are replaced
             try:
                 draws[images] = self._draws(images)
@@ -107,7 +130,8 @@ class _Export:
                 return
         last = failures[choices[-1]]
         raise ExportError(
-            f"{self.kind} cannot be exported to {self.name} for images {choices[-1]}: {_reason(last)}"
+            f"{self.model} cannot be exported to {self.kind.name} for images {choices[-1]}: {_reason(last)}"
+            f"{self._advice()}"
         ) from last
 
     def _draws(self, images: Images) -> list[list[Sample]]:
@@ -115,20 +139,52 @@ class _Export:
 
     def _attempt(self, images: Images, draws: list[list[Sample]]) -> None:
         image = images.traced(self.dtype, self.device)
+        if not self.labels.outputs:
+            self._keep_tensors_only(image)
+        self._say("tracing")
         with _quiet():
             program = torch.export.export(self.frozen, (image,), dynamic_shapes=images.dynamic_shapes())
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # it holds the paths of this machine
-        self.form.write(program, images, self.file, self.opset)
-        check(self.form.load(self.file), draws, self.dtype)
+        self._say("writing")
+        self.kind.form.write(program, images, self.file, self.kind.opset, self.labels)
+        self._say("comparing the file with the model")
+        check(self.kind.form.load(self.file), draws, self.dtype)
+
+    def _keep_tensors_only(self, image: Tensor) -> None:
+        """Name what the model returns; of what else it returns an ONNX file can hold nothing."""
+        output = self.frozen(image)
+        self.labels = Labels(tuple(output_names(output)), self.kind.metadata)
+        if self.kind.name == "onnx" and not all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(output)):
+            self.frozen = _TensorsOnly(self.frozen)
+
+    def _say(self, step: str) -> None:
+        self.bar.set_description_str(f"exporting to {self.kind.name}: {step}")
+
+    def _advice(self) -> str:
+        if self.kind.name == "onnx" and self.dtype in (torch.float64, torch.bfloat16):
+            kind = str(self.dtype).removeprefix("torch.")
+            return f" (ONNX Runtime has no convolution in {kind}: export model.float(), or to format 'torch-export')"
+        return ""
 
     def _tell(self, wanted: Images, given: Images, failures: dict[Images, Exception]) -> None:
         if given != wanted:
             warnings.warn(
-                f"height and width are fixed in this export of {self.kind} ({_reason(failures[wanted])}): "
+                f"height and width are fixed in this export of {self.model} ({_reason(failures[wanted])}): "
                 f"the file takes images {given} only",
                 stacklevel=4,
             )
+
+
+class _TensorsOnly(nn.Module):
+    """A model that returns a list of the tensors among what another one returns."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return tensors_of(self.model(image))
 
 
 def _check_choices(name: str, batch_size: object, dynamic_size: object, opset: object) -> None:

@@ -2,9 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,20 @@ from torch.utils import _pytree as pytree
 
 from surgery.errors import ExportError, check_choice
 from surgery.export.images import Images
+from surgery.export.naming import INPUT
+from surgery.extras import check_extra
 
 Run = Callable[[Tensor], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a file says besides the computation: names of its outputs, and strings by key."""
+
+    outputs: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
 LEAST_OPSET = 18  # older ones have no reductions over axes given as input, which torch writes
 
 
@@ -26,7 +37,7 @@ class Format:
 
     Attributes:
         suffix: of its files.
-        write: (program, images, file, opset) → None.
+        write: (program, images, file, opset, labels) → None; only ONNX files hold the labels.
         load: file → a function that runs it.
         packages: what it needs besides torch.
         on_cpu: whether the file is made from a copy on the CPU, whatever device the model is on.
@@ -34,9 +45,9 @@ class Format:
     """
 
     suffix: str
-    write: Callable[[ExportedProgram, Images, Path, int | None], None]
+    write: Callable[[ExportedProgram, Images, Path, int | None, Labels], None]
     load: Callable[[Path], Run]
-    packages: Sequence[str] = ()
+    packages: tuple[str, ...] = ()
     on_cpu: bool = True
     any_size: bool = True
 
@@ -46,7 +57,7 @@ def format_named(name: str | None, path: Path) -> tuple[str, Format]:
 
     Raises:
         ValueError: an unknown format, or a suffix that is unknown, ambiguous or not the format's.
-        ExportError: a package that the format needs is not installed.
+        MissingPackageError: a package that the format needs is not installed.
     """
     if name is None:
         fitting = [name for name, form in FORMATS.items() if form.suffix == path.suffix]
@@ -60,20 +71,19 @@ def format_named(name: str | None, path: Path) -> tuple[str, Format]:
     form = FORMATS[name]
     if path.suffix != form.suffix:
         raise ValueError(f"{str(path)!r}: a file of format {name!r} ends in {form.suffix}")
-    missing = [package for package in form.packages if find_spec(package) is None]
-    if missing:
-        raise ExportError(f"format {name!r} needs {', '.join(missing)}: pip install 'surgery[export]'")
+    if form.packages:
+        check_extra("export", f"format {name!r}", form.packages)
     return name, form
 
 
-def _write_onnx(program: ExportedProgram, images: Images, file: Path, opset: int | None) -> None:
+def _write_onnx(program: ExportedProgram, images: Images, file: Path, opset: int | None, labels: Labels) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of exporter and optimiser about themselves; the file is checked
         written = torch.onnx.export(
             program,
             dynamo=True,
             opset_version=opset,
-            input_names=["image"],
+            input_names=[INPUT],
             dynamic_shapes=(images.names(),),
             verbose=False,
         )
@@ -81,7 +91,21 @@ def _write_onnx(program: ExportedProgram, images: Images, file: Path, opset: int
     found = written.model.opset_imports.get("")
     if opset is not None and found != opset:
         raise ExportError(f"operators of this model have no form in opset {opset}; {found} has one for each")
+    _name_outputs(written.model.graph, labels.outputs)
+    written.model.metadata_props.update(labels.metadata)
     file.write_bytes(written.model_proto.SerializeToString())
+
+
+def _name_outputs(graph: Any, names: Sequence[str]) -> None:
+    """Rename a graph's outputs, where nothing inside has such a name already."""
+    inside = {value.name for node in graph for value in node.outputs} | set(graph.initializers)
+    if len(names) != len(graph.outputs):
+        return
+    for value, wanted in zip(graph.outputs, names, strict=True):
+        free = wanted
+        while free in inside - {value.name}:
+            free += "_"
+        value.name = free
 
 
 def _load_onnx(file: Path) -> Run:
@@ -95,7 +119,7 @@ def _load_onnx(file: Path) -> Run:
     return lambda image: [torch.from_numpy(array) for array in session.run(None, {name: image.numpy()})]
 
 
-def _write_program(program: ExportedProgram, images: Images, file: Path, opset: int | None) -> None:
+def _write_program(program: ExportedProgram, images: Images, file: Path, opset: int | None, labels: Labels) -> None:
     torch.export.save(program, file)
 
 
@@ -103,7 +127,7 @@ def _load_program(file: Path) -> Run:
     return _returning_list(torch.export.load(file).module())
 
 
-def _write_compiled(program: ExportedProgram, images: Images, file: Path, opset: int | None) -> None:
+def _write_compiled(program: ExportedProgram, images: Images, file: Path, opset: int | None, labels: Labels) -> None:
     torch._inductor.aoti_compile_and_package(program, package_path=os.fspath(file))
 
 

@@ -13,19 +13,10 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
+from surgery.checked_model import first_weight
 from surgery.errors import TraceError
 from surgery.eval_mode import eval_mode
-
-
-@dataclass(frozen=True)
-class Place:
-    """A tensor in a forward: the first argument of a module that is called once, or its output."""
-
-    module: str
-    output: bool
-
-    def __str__(self) -> str:
-        return f"the {'output' if self.output else 'input'} of {self.module!r}"
+from surgery.graph.place import Place
 
 
 @dataclass(eq=False)
@@ -80,7 +71,7 @@ class PausableModel:
         kept: Collection[Place] = (),
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.device, self.dtype = next(model.parameters()).device, dtype
+        self.weight, self.dtype = first_weight(model), dtype
         self.model, self.pauses, self.kept = model, frozenset(pauses), frozenset(kept)
         self.passes: dict[Any, Forward] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -107,11 +98,13 @@ class PausableModel:
 
     def start(self, image: Tensor) -> Forward:
         """A pass of one batch (N, C, H, W); it runs when it is advanced."""
-        return Forward(self, image.to(self.device))
+        return Forward(self, image.to(self.weight))
 
     def autocast(self) -> torch.autocast:
         """The context of every stretch of a pass."""
-        return torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+        return torch.autocast(
+            self.weight.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None
+        )
 
     def _before(self, place: Place) -> Callable[[nn.Module, Any], None]:
         return lambda module, args: self._arrive(place, args[0])

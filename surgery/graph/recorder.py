@@ -27,6 +27,7 @@ from surgery.graph.scripted import calls_seen, inside_scripted, script_function_
 from surgery.graph.skeleton import copy_with, tensors
 from surgery.graph.trees import attributes, tensors_in
 from surgery.graph.unsuitable import advice, check_use, unsuitable
+from surgery.input_size import InputSize, image_shapes
 from surgery.layers import SurgeryLayer
 
 FALLBACK_SIZES = (224, 32)
@@ -60,30 +61,27 @@ class ModelGraph:
         return self.calls[name] == 1 and self.aliases[id(self.modules[name])] == 1
 
 
-def input_shape_of(model: nn.Module, input_size: Sequence[int] | None = None) -> list[tuple[int, ...]]:
+def input_shape_of(model: nn.Module, input_size: InputSize | None = None) -> list[tuple[int, ...]]:
     """Shapes (C, H, W) worth trying as the model's input: the given one, its own configured one, common ones."""
-    if input_size is not None:
-        size = tuple(input_size)
-        if len(size) != 3 or not all(isinstance(n, int) and n > 0 for n in size):
-            raise ValueError(f"input_size={input_size!r}: three positive ints (channels, height, width) are needed")
-        return [size]
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     own = tuple(config["input_size"]) if isinstance(config, dict) and config.get("input_size") else ()
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     # the first convolution knows of in_chans=1, where the configuration does not; behind a space-to-depth it is wrong
     channels = dict.fromkeys([*([first.in_channels] if first else []), *own[:1], 3])
+    if input_size is not None:
+        return [*image_shapes(input_size, list(channels))]
     sizes = [*([own[1:]] if own else []), *((size, size) for size in FALLBACK_SIZES)]
     shapes: list[tuple[int, ...]] = [(count, *size) for size in sizes for count in channels]
     return shapes
 
 
-def record(model: nn.Module, input_size: Sequence[int] | None = None) -> ModelGraph:
+def record(model: nn.Module, input_size: InputSize | None = None) -> ModelGraph:
     """Record ``model``'s eval-mode forward on one image.
 
     The image is a batch (1, C, H, W) or, for a model that takes no batch, a list of one (C, H, W).
 
     Args:
-        input_size: (C, H, W); default: the model's configured size, else 224, else 32 pixels.
+        input_size: (C, H, W), (H, W) or one side; default: the model's configured size, else 224, else 32 pixels.
 
     Raises:
         TraceError: the forward fails on such an input; the message says why, and whether a size would help.

@@ -23,14 +23,13 @@ def describe(recipe: Recipe) -> str:
     """
     data = open_data(recipe.data)
     made = rehearse(make_accelerator(recipe), recipe, data, make_task(recipe, data), make_execution(recipe))
-    plan = surgery.plan(made.original.network, recipe.surgery.method, **recipe.surgery_arguments)
     shapes = [
         f"{name}: {len(images)} images, {data.classes} classes; a batch: {_shape(batch[0])}, {_shape(batch[1])}"  # type: ignore[arg-type]
         for name, images, batch in zip(("training", "test"), (data.train, data.test), made.batches, strict=True)
     ]
     parts = [
         yaml.safe_dump(recipe.to_dict(), sort_keys=False),
-        str(plan),
+        str(made.plan),
         _costs(made, recipe.data.image_size),
         "\n".join([f"original: {made.original.origin}", *_published(recipe), *shapes]),
     ]

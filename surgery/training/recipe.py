@@ -20,6 +20,7 @@ from surgery.request import MODES
 from surgery.segmentation import View
 from surgery.training.recipe_errors import RecipeError, check_key, raises_recipe_errors
 from surgery.training.recipe_text import apply_override, read_recipe
+from surgery.user_modules import import_user_modules
 
 __all__ = ["DataSettings", "Recipe", "RecipeError", "TrainSettings", "check_key", "load_recipe"]
 
@@ -366,6 +367,9 @@ class Recipe:
     find_batch_size: Flag = Field(
         default=False, description="halve a batch that does not fit at a training's beginning, and double accumulate"
     )
+    imports: tuple[Text, ...] = Field(
+        default=(), description="modules of yours that register builders or methods; imported when the recipe is read"
+    )
     track: Tracker | None = Field(default=None, description="where to report, besides log.csv")
     fresh: Flag = Field(default=False, description="start over instead of going on from the last state")
     data: DataSettings = Field(default_factory=DataSettings)
@@ -417,8 +421,12 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         OSError: no such file, or none that can be read.
         RecipeError: naming the key, its value and what would be accepted.
+        UserModuleError: one of its ``imports`` cannot be imported.
     """
     values = read_recipe(path)
     for override in overrides:
         apply_override(values, override)
+    imports = values.get("imports", ())
+    if isinstance(imports, list | tuple) and all(isinstance(name, str) for name in imports):
+        import_user_modules(imports)  # before the keys are checked: they may name what these modules register
     return Recipe(**values)

@@ -27,6 +27,7 @@ class Rehearsed:
     """What a rehearsal made, on the CPU; batches are of training and of test images."""
 
     original: Original
+    plan: surgery.Plan
     converted: nn.Module
     batches: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -46,6 +47,7 @@ def rehearse(accelerator: Accelerator, recipe: Recipe, data: DataSet, task: Task
     _check_trained(recipe, original)
     check_execution(accelerator, original.network, execution)
     network, method = original.network, recipe.surgery.method
+    decided = surgery.plan(network, method, **recipe.surgery_arguments)
     converted = surgery.convert(network, method, strict=True, match=False, **recipe.surgery_arguments)
     training, test = (
         _batch(part, recipe, is_training) for part, is_training in ((data.train, True), (data.test, False))
@@ -56,7 +58,7 @@ def rehearse(accelerator: Accelerator, recipe: Recipe, data: DataSet, task: Task
         if settings.epochs:
             teacher = network if settings is recipe.finetune and settings.distills else None
             _rehearse_training(accelerator, student, teacher, task, settings, few, plain)
-    return Rehearsed(original, converted, (training, test))
+    return Rehearsed(original, decided, converted, (training, test))
 
 
 def _check_output(recipe: Recipe) -> None:

@@ -74,7 +74,7 @@ def test_wrong_size_is_one_clear_error():
         record(Net("module"), (4, 8, 8))
 
 
-@pytest.mark.parametrize("size", [(3, 0, 8), (3, 8), (3.0, 8, 8)])
-def test_size_must_be_three_positive_ints(size):
-    with pytest.raises(ValueError, match="three positive ints"):
+@pytest.mark.parametrize("size", [(3, 0, 8), (8,), (3.0, 8, 8), 0, True, 2.5, "32", (1, 3, 8, 8)])
+def test_size_that_is_none(size):
+    with pytest.raises(ValueError, match=r"input_size=.*a side in pixels \(224\), \(height, width\) or"):
         record(Net("module"), size)
