@@ -50,6 +50,9 @@ class DataSettings:
     Images with label maps are for training enlarged by a factor within ``scale`` and cropped at random, with black and
     unlabelled pixels around where they are smaller; for testing they are left as they are. ``ignore`` is the
     value of pixels without a class, besides 255.
+
+    An image file that cannot be read is an error; with ``skip_unreadable`` all files in folders are decoded once before
+    the job begins, and those that cannot be are left out, in both parts.
     """
 
     name: str = "digits"
@@ -70,6 +73,7 @@ class DataSettings:
     splits: tuple[str, str] = ("train", "validation")
     columns: tuple[str, str] = ("image", "label")
     ignore: int | None = None
+    skip_unreadable: bool = False
 
     @property
     def segments(self) -> bool:
@@ -142,7 +146,11 @@ class TrainSettings:
     """One training: timm's optimiser and scheduler by name, mixup, EMA, and distillation from the original.
 
     ``batch_size`` is ``data.batch_size`` where it is not given; for each process. ``weight_decay`` spares biases and
-    norms unless ``decay_all``; ``power`` is that of the poly scheduler. ``accumulate`` batches make one step.
+    norms unless ``decay_all``; ``power`` is that of the poly scheduler. ``warmup_epochs``, from 0, may be a part
+    of one. With ``finetune.lr_by_damage`` ``lr`` is the rate at which a network learns from scratch; it is multiplied
+    by the square root of the share that surgery and calibration cost of the original's lead over guessing, in loss on
+    training images (0.05 to 1; docs/recovery.md); the control is trained at the same rate. ``accumulate`` batches make
+    one step.
     A state to resume from is written every ``save_minutes`` and after each epoch; the last ``keep`` of them stay. With
     ``finetune.keep_best`` the network of the best epoch is written beside, to best.safetensors.
     ``distill_weight`` is the share of the loss that comes from the teacher's logits (0: labels only), ``block_weight``
@@ -157,11 +165,12 @@ class TrainSettings:
     accumulate: int = 1
     optimizer: str = "adamw"
     lr: float = 1e-3
+    lr_by_damage: bool = False  # fine-tuning only
     weight_decay: float = 0.05
     decay_all: bool = False
     scheduler: str = "cosine"
     power: float = 0.9
-    warmup_epochs: int = 1
+    warmup_epochs: float = 1.0  # 0 to below epochs
     smoothing: float = 0.0
     mixup: float = 0.0
     ema_decay: float = 0.0
@@ -247,6 +256,8 @@ class Recipe:
         for key in ("distill_weight", "block_weight"):
             if getattr(self.baseline, key):
                 raise RecipeError(f"baseline.{key}: the baseline has no teacher; 0 is needed")
+        if self.baseline.lr_by_damage:
+            raise RecipeError("baseline.lr_by_damage=true: nothing was converted before the baseline; false is needed")
         if self.baseline.keep_best:
             raise RecipeError("baseline.keep_best=true: best.safetensors is of the fine-tuning; false is needed")
         self.data.check()
@@ -280,6 +291,14 @@ class Recipe:
         wanted, side = self.surgery, self.data.image_size
         size = {"input_size": (3, side, side)} if self.data.segments else {}
         return {**size, "zeta": wanted.zeta, "mode": wanted.mode, **wanted.options}
+
+    @property
+    def title(self) -> str:
+        """Of a plot: model, data set and conversion."""
+        wanted, model = self.surgery, self.model
+        ratio = "" if wanted.zeta is None else f", zeta = {wanted.zeta}"
+        mode = "" if wanted.mode == "squeeze" else f", mode {wanted.mode}"
+        return f"{model.checkpoint or model.name} on {self.data.name}, converted to {wanted.method}{mode}{ratio}"
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
