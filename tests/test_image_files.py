@@ -54,7 +54,7 @@ def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch, error):
 @pytest.mark.parametrize("command", ["eval", "predict", "convert"])
 def test_a_bomb_in_a_folder_is_one_line(tmp_path, capsys, command):
     file, folder = str(tmp_path / "m.safetensors"), tmp_path / "images"
-    model = surgery.create("timm/resnet26", num_classes=2, channels=(8, 8, 8, 8), layers=(1, 1, 1, 1))
+    model = surgery.create("timm/resnet26", num_classes=2, channels=[8, 8, 8, 8], layers=[1, 1, 1, 1])
     surgery.save(model, file, preprocessing=Preprocessing((3, 32, 32), (0.5,) * 3, (0.5,) * 3, classes=("a", "b")))
     for name in ("a", "b"):
         (folder / name).mkdir(parents=True)

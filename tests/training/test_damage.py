@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
-from surgery.training import run
+from surgery.training import job, run
 from surgery.training.classifying import Classifying
 from surgery.training.damage import Damage, measure_damage
 from surgery.training.data import calibration_images, labelled_images
@@ -81,14 +82,23 @@ def test_on_images_that_calibration_did_not_see():
     assert torch.cdist(seen, used).min() > 0
 
 
-def test_converted_and_control_are_trained_at_the_same_rate(tmp_path, capsys):
-    more = ["baseline.epochs=2", "surgery.calibrate=100", "finetune.epochs=1", "control=true", "data.batch_size=359"]
+def test_converted_and_control_are_trained_at_the_same_rate(tmp_path, monkeypatch, capsys):
+    real, rates = job.train, []
+
+    def watched(accelerator, model, loaders, task, settings, *others, **more):
+        rates.append(settings.lr)
+        return real(accelerator, model, loaders, task, settings, *others, **more)
+
+    monkeypatch.setattr(job, "train", watched)
+    monkeypatch.setattr(job, "measure_damage", lambda *arguments: Damage(0.1, 0.2, 2.6))
+    more = ["baseline.epochs=1", "finetune.epochs=1", "control=true", "data.batch_size=700", "finetune.lr=0.01"]
     run(recipe(tmp_path, *more))
-    assert "fine-tuning at lr 0.002 × " in capsys.readouterr().out
-    rows = [line.split(",") for line in (tmp_path / "log.csv").read_text().splitlines()]
-    rates = {row[0]: float(row[3]) for row in rows[1:] if row[0] in ("finetune", "control")}
-    assert len(rates) == 2
-    assert rates["finetune"] == rates["control"] > 0
+    assert "4.0 % of what guessing would lose); fine-tuning at lr 0.01 × 0.200 = 0.002" in capsys.readouterr().out
+    assert rates == [0.002, pytest.approx(0.002), pytest.approx(0.002)]
+    rates.clear()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run(recipe(tmp_path, *more, "finetune.lr_by_damage=false", "fresh=true"))
+    assert rates == [0.002, 0.01, 0.01]
 
 
 def test_a_baseline_has_nothing_to_measure(tmp_path):

@@ -17,7 +17,7 @@ def drawn(tmp_path, monkeypatch):
     result = Outcome("top-1 accuracy")
     stages = ("original", 98.0), ("after surgery", 10.0), ("after calibration", 96.0), ("after calibration", 97.0)
     for stage, accuracy in (*stages, ("after fine-tuning", 98.0)):
-        result.add(stage, accuracy, Cost(1, 2, 3, 4, ()))
+        result.add(stage, accuracy, Cost(1, 2, 3, 4, (), (3, 32, 32)))
     result.add_curve("original", [{"epoch": n, "accuracy": 90.0 + n} for n in (1, 2, 3)])
     for name, before in (("converted", 96.0), ("converted", 97.0), ("control", 98.0), ("control", 98.0)):
         result.add_curve(name, [{"epoch": n, "accuracy": before + n / 10} for n in (1, 2)])
@@ -28,7 +28,7 @@ def drawn(tmp_path, monkeypatch):
 
 
 def line(axes, label):
-    (found,) = (each for each in axes.lines if str(each.get_label()).startswith(label))
+    (found,) = (each for each in axes.lines if each.get_label() == label)
     return found
 
 
