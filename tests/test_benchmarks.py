@@ -55,3 +55,24 @@ def test_recovery_of_every_variant_against_its_control(recovery, tmp_path, capsy
     assert recovery("--budgets", "1") == 0  # all of it is there
     assert "==" not in capsys.readouterr().out
     assert (tmp_path / "recovery.md").read_text() == table
+
+
+def test_the_plot_of_recovery_has_one_colour_for_each_network(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    recovery = importlib.import_module("recovery")
+    figures = []
+    monkeypatch.setattr(recovery, "write_figure", lambda path, figure: figures.append(figure))
+    stages = ("original", 90.0), ("after surgery", 10.0), ("after calibration", 80.0), ("after fine-tuning", 85.0)
+    rows = [{"stage": stage, "accuracies": [accuracy], "macs": 1, "params": 1} for stage, accuracy in stages]
+    curve = [[{"epoch": 1, "accuracy": 85.0}]]
+    results = {
+        (name, 1): {"rows": rows, "curves": {"converted": curve, "control": curve}} for name in recovery.VARIANTS
+    }
+    recipe = recovery.load_recipe(recovery.RECIPE)
+    recovery._plot(tmp_path / "recovery.png", results, [1], recipe)
+    (figure,) = figures
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert len(lines) == len({line.get_color() for line in lines.values()}) == 2 * len(recovery.VARIANTS) + 1
+    assert list(lines["calibrated"].get_ydata()) == [80.0, 85.0]
+    assert list(lines["calibrated: control"].get_ydata()) == [90.0, 85.0]
+    assert figure.get_suptitle() == recipe.title
