@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from surgery.atomic_file import write_atomically
 from surgery.training import Recipe, load_recipe, run
-from surgery.training.outcome import write_figure
+from surgery.training.outcome import Measured, curve_points, draw_runs, write_figure
 from surgery.training.recipe import RecipeError
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "cifar10.yaml"
@@ -37,11 +37,11 @@ VARIANTS: dict[str, list[str]] = {
     "scratch": [*NAIVE, *LABELS, "control=true"],
 }
 ALIKE = ("threads", "fresh")  # they do not change what is learnt
-COLOURS = {
-    "scratch": "tab:grey",
-    "converted": "tab:red",
-    "calibrated": "tab:blue",
-    "calibrated, distilled": "tab:green",
+COLOURS = {  # of a variant and of its control: tab20's pairs, dark and light
+    "scratch": ("#7f7f7f", "#c7c7c7"),
+    "converted": ("#d62728", "#ff9896"),
+    "calibrated": ("#1f77b4", "#aec7e8"),
+    "calibrated, distilled": ("#2ca02c", "#98df8a"),
 }
 
 
@@ -56,15 +56,15 @@ def main(arguments: list[str] | None = None) -> int:
         kinds = [(name, epochs) for epochs in sorted(budgets, reverse=True) for name in VARIANTS]
         found = _each(given.jobs, _variant, [(given, settings, recipe, original, *kind) for kind in kinds])
         results = {(name, epochs): found[kinds.index((name, epochs))] for epochs in budgets for name in VARIANTS}
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last state", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stopped:
+        print(f"\n{str(stopped) or 'stopped'}; the same command goes on from the last state", file=sys.stderr)
+        return getattr(stopped, "status", 130)
     except (RecipeError, OSError, BrokenExecutor) as error:
         print(f"recovery.py: {error}", file=sys.stderr)
         return 2
     text = _markdown(results, budgets, recipe)
     write_atomically(given.output / "recovery.md", text.encode())
-    _plot(given.output / "recovery.png", results, budgets)
+    _plot(given.output / "recovery.png", results, budgets, recipe)
     print(f"\n{text}\n{given.output / 'recovery.md'} and {given.output / 'recovery.png'} written")
     return 0
 
@@ -173,31 +173,40 @@ def _shown(row: dict[str, Any]) -> str:
     return f"{row['accuracy']:.2f}{spread}"
 
 
-def _plot(path: Path, results: dict[tuple[str, int], dict[str, Any]], budgets: list[int]) -> None:
+def _plot(path: Path, results: dict[tuple[str, int], dict[str, Any]], budgets: list[int], recipe: Recipe) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.5 * len(budgets), 4.5), layout="constrained")
+    figure = Figure(figsize=(5.5 * len(budgets), 4.8), layout="constrained")
     panels = figure.subplots(1, len(budgets), squeeze=False, sharey=True)[0]
     for axes, epochs in zip(panels, budgets, strict=True):
-        for name, colour in COLOURS.items():
-            found = results[name, epochs]
-            rows = {row["stage"]: row for row in found["rows"]}
-            start = rows.get("after calibration", rows["after surgery"])
-            for curve, begin, style in (("converted", start, "-"), ("control", rows["original"], "--")):
-                if curve in found["curves"]:
-                    label = name if curve == "converted" else f"{name}: control"
-                    runs = [[row["accuracy"] for row in history] for history in found["curves"][curve]]
-                    begins = begin["accuracies"] * (len(runs) if len(begin["accuracies"]) == 1 else 1)
-                    points = list(zip(*([first, *rest] for first, rest in zip(begins, runs, strict=True)), strict=True))
-                    means = [sum(point) / len(point) for point in points]
-                    axes.plot(range(epochs + 1), means, style, color=colour, marker=".", label=label)
-                    low, high = [min(point) for point in points], [max(point) for point in points]
-                    axes.fill_between(range(epochs + 1), low, high, color=colour, alpha=0.2)
+        for name, colours in COLOURS.items():
+            _draw_variant(axes, name, results[name, epochs], colours)
+        original = _measured(results["converted", epochs]["rows"])["original"]
+        axes.axhline(original.accuracy, linestyle=":", linewidth=1, color="black", label=f"original: {original}")
         axes.set(title=f"{epochs} epochs", xlabel="epoch")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("top-1 accuracy (%)")
     panels[-1].legend(fontsize="small")
+    figure.suptitle(recipe.title)
     write_figure(path, figure)
+
+
+def _draw_variant(axes: Any, name: str, found: dict[str, Any], colours: tuple[str, str]) -> None:
+    """A variant's curve and its control's, both from what their networks reach before they are trained."""
+    rows = _measured(found["rows"])
+    start = rows.get("after calibration", rows["after surgery"])
+    for curve, begin, style, colour in (
+        ("converted", start, "-", colours[0]),
+        ("control", rows["original"], "--", colours[1]),
+    ):
+        if curve in found["curves"]:
+            label = name if curve == "converted" else f"{name}: control"
+            epochs, runs = curve_points(found["curves"][curve], begin)
+            draw_runs(axes, epochs, runs, label=label, color=colour, linestyle=style, marker=".")
+
+
+def _measured(rows: list[dict[str, Any]]) -> dict[str, Measured]:
+    return {r["stage"]: Measured(r["stage"], tuple(r["accuracies"]), r["macs"], r["params"]) for r in rows}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,5 +1,6 @@
 """Image files below folders."""
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TypeVar
@@ -10,6 +11,19 @@ T = TypeVar("T")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"})
 LEFT_BEHIND = frozenset(
     {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "lost+found", "System Volume Information"}
+)
+DAMAGED = (  # what Pillow's decoders raise for damaged files, and for those that claim more pixels than memory holds
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    LookupError,
+    EOFError,
+    MemoryError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,  # where warnings are errors
 )
 
 
@@ -36,10 +50,16 @@ def open_image(path: str | Path, channels: int = 3) -> Image.Image:
     """An image with one channel or three, in memory.
 
     Raises:
-        ValueError: the file is no image, or a damaged one.
+        ValueError: the file is no image, or a damaged one, or has more pixels than Pillow accepts (twice
+            ``PIL.Image.MAX_IMAGE_PIXELS``, 179 million).
         FileNotFoundError: there is no such file.
     """
     return look_into(path, lambda image: _converted(image, channels))
+
+
+def check_header(path: str | Path) -> None:
+    """Read the header of an image file, not its pixels; raises as :func:`open_image`."""
+    look_into(path, lambda image: image.size)
 
 
 def look_into(path: str | Path, look: Callable[[Image.Image], T]) -> T:
@@ -66,5 +86,10 @@ def _decoded(file: IO[bytes], name: str, look: Callable[[Image.Image], T]) -> T:
     try:
         with Image.open(file) as image:
             return look(image)
-    except (OSError, SyntaxError) as error:  # the latter is Pillow's for some damaged PNG files
-        raise ValueError(f"{name} is no image that can be read: {error}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(
+            f"{name} has too many pixels: {str(error).split(', could')[0]} (PIL.Image.MAX_IMAGE_PIXELS sets the limit)"
+        ) from None
+    except DAMAGED as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{name} is no image that can be read: {reason}") from None

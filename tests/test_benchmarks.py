@@ -111,3 +111,24 @@ def test_census_takes_one_model_of_each_family_first(monkeypatch):
     families = {family for _, family in pairs}
     assert {family for _, family in pairs[: len(families)]} == families
     assert len({name for name, _ in pairs}) == len(pairs) == len(timm.list_models())
+
+
+def test_the_plot_of_recovery_has_one_colour_for_each_network(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    recovery = importlib.import_module("recovery")
+    figures = []
+    monkeypatch.setattr(recovery, "write_figure", lambda path, figure: figures.append(figure))
+    stages = ("original", 90.0), ("after surgery", 10.0), ("after calibration", 80.0), ("after fine-tuning", 85.0)
+    rows = [{"stage": stage, "accuracies": [accuracy], "macs": 1, "params": 1} for stage, accuracy in stages]
+    curve = [[{"epoch": 1, "accuracy": 85.0}]]
+    results = {
+        (name, 1): {"rows": rows, "curves": {"converted": curve, "control": curve}} for name in recovery.VARIANTS
+    }
+    recipe = recovery.load_recipe(recovery.RECIPE)
+    recovery._plot(tmp_path / "recovery.png", results, [1], recipe)
+    (figure,) = figures
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert len(lines) == len({line.get_color() for line in lines.values()}) == 2 * len(recovery.VARIANTS) + 1
+    assert list(lines["calibrated"].get_ydata()) == [80.0, 85.0]
+    assert list(lines["calibrated: control"].get_ydata()) == [90.0, 85.0]
+    assert figure.get_suptitle() == recipe.title

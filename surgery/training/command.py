@@ -18,14 +18,14 @@ Convert a network and fine-tune it until its accuracy is back.
     {prog}                              the recipe quickstart: minutes on two CPU cores, no download
     {prog} RECIPE [key=value ...]       another recipe, with settings changed: finetune.epochs=5
 
-The recipe's output folder receives m.safetensors, results.json and curve.png. After Ctrl-C the same command goes on
-from the last state (every ten minutes and each epoch); fresh=true starts over. Every key is described in
-surgery/training/recipe.py.
+The recipe's output folder receives m.safetensors, results.json and curve.png. Ctrl-C and SIGTERM write a state before
+they end it, as is done every ten minutes and each epoch, and the same command goes on from there; fresh=true starts
+over. Every key is described in docs/recipes.md.
 """
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "finetune.py") -> int:
-    """Parse, run, report; returns the exit status (2: bad recipe or model, 130: interrupted)."""
+    """Parse, run, report; returns the exit status (2: bad recipe, model or data; 130, 143: stopped)."""
     given = _parsed(arguments, prog)
     try:
         if given.list:
@@ -33,12 +33,12 @@ def main(arguments: Sequence[str] | None = None, prog: str = "finetune.py") -> i
         else:
             import_user_modules(given.imports)
             check_extra("train", prog)
-            _start(given)
+            return _start(given)
     except BrokenPipeError:
         return 0
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last state", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as stopped:
+        print(f"\n{str(stopped) or 'stopped'}; the same command goes on from the last state", file=sys.stderr)
+        return getattr(stopped, "status", INTERRUPTED)
     except (SurgeryError, RuntimeError, ValueError, TypeError, OSError) as error:
         if isinstance(error, RuntimeError) and not _is_explained(error):
             raise
@@ -66,6 +66,11 @@ def parser(prog: str) -> argparse.ArgumentParser:
         action="store_true",
         help="print the resolved recipe, the plan, the cost and the shapes of a batch, and stop",
     )
+    made.add_argument(
+        "--check-data",
+        action="store_true",
+        help="decode every image, list those that cannot be read, and stop: status 2 if there are some",
+    )
     add_import_option(made)
     return made
 
@@ -79,17 +84,22 @@ def _parsed(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
     return given
 
 
-def _start(given: argparse.Namespace) -> None:
-    """Read the recipe, and do what it says, or say what it would do."""
+def _start(given: argparse.Namespace) -> int:
+    """Read the recipe, and do what it says, or say what it would do, or look at its images; returns the exit status."""
     from surgery.training import describe, load_recipe, run  # all that trains takes seconds to import
+    from surgery.training.data_sets import open_data
+    from surgery.training.image_scan import check_data
 
     recipe = load_recipe(find_recipe(given.recipe), given.settings)
+    if given.check_data:
+        return 2 if check_data(open_data(recipe.data), recipe.data, print) else 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConversionWarning)  # the job says so itself
         if given.dry_run:
             print(describe(recipe))
         else:
             run(recipe)
+    return 0
 
 
 def _is_explained(error: RuntimeError) -> bool:

@@ -1,7 +1,6 @@
 """Batches of a data set, transformed."""
 
 import copy
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -14,6 +13,7 @@ from torchvision.transforms import Compose, PILToTensor, RandomCrop
 from surgery.training.order import EpochSampler, Seeded
 from surgery.training.paired_transform import paired_transform
 from surgery.training.recipe import DataSettings
+from surgery.training.stopping import leave_signals_to_parent
 
 
 def make_loader(images: Dataset, settings: DataSettings, training: bool, batch_size: int | None = None) -> DataLoader:
@@ -29,6 +29,7 @@ def make_loader(images: Dataset, settings: DataSettings, training: bool, batch_s
         "num_workers": settings.workers,
         "persistent_workers": settings.workers > 0,
         "pin_memory": torch.cuda.is_available(),
+        "worker_init_fn": leave_signals_to_parent,
     }
     if not training:
         return DataLoader(prepared, **common)
@@ -78,12 +79,26 @@ def calibration_images(images: Dataset, settings: DataSettings, count: int, seed
     They are prepared as for evaluation; images with label maps as for training, so that all have one size, the one that
     a PiX layer's pooled descriptor is to be calibrated to.
     """
+    for batch in _chosen(images, settings, seed, slice(count)):
+        yield batch[0]
+
+
+def labelled_images(images: Dataset, settings: DataSettings, count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of ``count`` training images and their labels, prepared alike: those that calibration would take last."""
+    yield from _chosen(images, settings, seed, slice(-count, None))
+
+
+def _chosen(images: Dataset, settings: DataSettings, seed: int, part: slice) -> DataLoader:
     loader = make_loader(images, settings, training=settings.segments)
     if settings.segments:
         cast(EpochSampler, loader.sampler).seed = seed
-        chosen = list(itertools.islice(loader.sampler, count))
+        order = list(loader.sampler)
     else:
         total = len(loader.dataset)  # type: ignore[arg-type]
-        chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count].tolist()
-    for batch in DataLoader(Subset(loader.dataset, chosen), settings.batch_size, num_workers=settings.workers):
-        yield batch[0]
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
+    return DataLoader(
+        Subset(loader.dataset, order[part]),
+        settings.batch_size,
+        num_workers=settings.workers,
+        worker_init_fn=leave_signals_to_parent,
+    )

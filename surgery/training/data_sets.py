@@ -14,6 +14,7 @@ from tqdm import tqdm
 from surgery.class_folders import ClassFolders
 from surgery.image_files import open_image
 from surgery.training.data_set import DataSet, data_folder, own_folder
+from surgery.training.image_scan import refuse_or_leave_out
 from surgery.training.recipe import DataSettings, RecipeError, check_key
 from surgery.training.segmentation_sets import cityscapes, segmentation_folder
 from surgery.training.shards import shards
@@ -133,7 +134,8 @@ def open_data(settings: DataSettings) -> DataSet:
 
 def _small_images(settings: DataSettings, name: str, classes: int) -> DataSet:
     whole = _folders(data_folder(settings, name, ("train", "test")), "test", classes)
-    return DataSet(_decoded(whole.train), _decoded(whole.test), classes, whole.names)
+    train, test = (_decoded(part, settings.skip_unreadable) for part in (whole.train, whole.test))
+    return DataSet(train, test, classes, whole.names)
 
 
 def _folders(folder: Path, test: str, classes: int | None = None) -> DataSet:
@@ -180,10 +182,18 @@ def _check_classes(folder: Path, classes: Sequence[str]) -> None:
             )
 
 
-def _decoded(folder: Any) -> Images:
-    bar = tqdm(folder.samples, f"reading {Path(folder.root).name} images", leave=False, unit="image", mininterval=0.5)
-    pixels = [_pixels(path, (32, 32)) for path, _ in bar]
-    return Images(np.stack(pixels), [label for _, label in folder.samples])
+def _decoded(folder: Any, skip_unreadable: bool) -> Images:
+    part, total = Path(folder.root).name, len(folder.samples)
+    bar = tqdm(folder.samples, f"reading {part} images", leave=False, unit="image", mininterval=0.5)
+    pixels, labels, unreadable = [], [], []
+    for path, label in bar:
+        try:
+            pixels.append(_pixels(path, (32, 32)))
+            labels.append(label)
+        except ValueError as error:
+            unreadable.append(str(error))
+    refuse_or_leave_out(part, unreadable, total, skip_unreadable, tqdm.write)
+    return Images(np.stack(pixels), labels)
 
 
 def _pixels(path: str, size: tuple[int, int]) -> np.ndarray:

@@ -4,7 +4,8 @@ import copy
 import shutil
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,15 +22,19 @@ from surgery.preprocessing import Preprocessing
 from surgery.segmentation import View
 from surgery.training.block_distillation import common_blocks
 from surgery.training.classifying import Classifying
+from surgery.training.damage import measure_damage
 from surgery.training.data import calibration_images, make_loader
 from surgery.training.data_sets import DataSet, open_data
+from surgery.training.image_scan import DECODED, readable
 from surgery.training.original import find_original
 from surgery.training.outcome import History, Measured, Outcome, plot_curves
+from surgery.training.output_lock import OutputInUseError, locked
 from surgery.training.precision import precision_here
 from surgery.training.recipe import Recipe, RecipeError, TrainSettings
-from surgery.training.rehearsal import rehearse
+from surgery.training.rehearsal import Rehearsed, rehearse
 from surgery.training.segmenting import Segmenting
 from surgery.training.state import TrainingState
+from surgery.training.stopping import StopRequests, stop_requests
 from surgery.training.task import Task, watched
 from surgery.training.tracking import Log, check_tracker
 from surgery.training.trainer import BatchTooLargeError, Execution, train
@@ -49,6 +54,7 @@ class Job:
     task: Task
     outcome: Outcome
     log: Log
+    stop: StopRequests
 
     @property
     def execution(self) -> Execution:
@@ -125,6 +131,7 @@ class Job:
             execution=self.execution,
             seed=seed,
             label=label,
+            stop=self.stop,
             reached=reached,
         )
 
@@ -149,23 +156,43 @@ class Job:
 def run(recipe: Recipe) -> list[Measured]:
     """Run a recipe; returns the rows of its table and leaves ``m.safetensors``, ``results.json`` and ``curve.png``.
 
+    While it runs, SIGINT and SIGTERM let a training finish its step and write its state.
+
     Raises:
-        RecipeError, SurgeryError, NonFiniteLossError, BatchTooLargeError, OSError: before anything is lost; the same
-            command goes on.
+        RecipeError, SurgeryError, NonFiniteLossError, BatchTooLargeError, OSError, ValueError: before anything is lost;
+            the same command goes on.
+        Stopped: as it does after a signal.
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     check_tracker(recipe.track)
-    output, data = Path(recipe.output), open_data(recipe.data)
-    accelerator = make_accelerator(recipe)
-    task = make_task(recipe, data)
-    rehearsed = rehearse(accelerator, recipe, data, task, make_execution(recipe))
-    _open_output(accelerator, output, recipe.fresh)
+    with stop_requests() as stop:
+        data, accelerator = open_data(recipe.data), make_accelerator(recipe)
+        whole = not recipe.data.skip_unreadable  # else a batch may hold what is yet to be left out
+        rehearsed = _rehearsed(recipe, accelerator, data) if whole else None
+        with _opened_output(accelerator, Path(recipe.output), recipe.fresh):
+            data = readable(data, recipe.data, accelerator, Path(recipe.output))
+            rehearsed = rehearsed or _rehearsed(recipe, accelerator, data)
+            job = _begun(recipe, accelerator, data, stop)
+            for note in rehearsed.plan.notes:
+                job.say(f"note: {note}")
+            return _run(job)
+
+
+def _rehearsed(recipe: Recipe, accelerator: Accelerator, data: DataSet) -> Rehearsed:
+    return rehearse(accelerator, recipe, data, make_task(recipe, data), make_execution(recipe))
+
+
+def _begun(recipe: Recipe, accelerator: Accelerator, data: DataSet, stop: StopRequests) -> Job:
+    task, output = make_task(recipe, data), Path(recipe.output)
     log = Log(accelerator, recipe, output / "log.csv")
     test = make_loader(data.test, recipe.data, training=False)
-    job = Job(recipe, output, accelerator, data, test, task, Outcome(task.metric), log)
-    for note in rehearsed.plan.notes:
-        job.say(f"note: {note}")
+    return Job(recipe, output, accelerator, data, test, task, Outcome(task.metric), log, stop)
+
+
+def _run(job: Job) -> list[Measured]:
+    """The steps of a job, seed after seed."""
+    recipe = job.recipe
     original = _original(job, recipe.seed)
     job.measure("original", original)
     _warn_of_chance(job)
@@ -181,13 +208,34 @@ def run(recipe: Recipe) -> list[Measured]:
     return job.outcome.rows
 
 
-def _open_output(accelerator: Accelerator, output: Path, fresh: bool) -> None:
-    """Make the job's folder; raise RecipeError where a process, on whatever machine, does not see the main one's."""
+@contextmanager
+def _opened_output(accelerator: Accelerator, output: Path, fresh: bool) -> Iterator[None]:
+    """The job's folder, for it alone.
+
+    Raises:
+        OutputInUseError: another job writes there.
+        RecipeError: a process, on whatever machine, does not see what the main one writes there.
+    """
+    with ExitStack() as stack:
+        problem = None
+        if accelerator.is_main_process:
+            output.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(locked(output))
+            except OutputInUseError as error:
+                problem = str(error)
+        (problem,) = broadcast_object_list([problem])
+        if problem:
+            raise OutputInUseError(problem)
+        if accelerator.is_main_process and fresh:
+            _clear(output)
+        _check_seen_by_all(accelerator, output)
+        yield
+
+
+def _check_seen_by_all(accelerator: Accelerator, output: Path) -> None:
     mark = output / f"seen-by-all-{broadcast_object_list([uuid.uuid4().hex])[0]}"
     if accelerator.is_main_process:
-        if fresh and output.exists():
-            _clear(output)
-        output.mkdir(parents=True, exist_ok=True)
         mark.touch()
     accelerator.wait_for_everyone()
     blind = [number for number, seen in enumerate(gather_object([mark.exists()])) if not seen]
@@ -229,7 +277,15 @@ def _without(settings: Any, keys: Sequence[str]) -> Any:
 def _clear(output: Path) -> None:
     """Remove what earlier runs of a job left, and nothing else."""
     shutil.rmtree(output / "state", ignore_errors=True)
-    for name in ("baseline.safetensors", "m.safetensors", "best.safetensors", "results.json", "log.csv", "curve.png"):
+    for name in (
+        "baseline.safetensors",
+        "m.safetensors",
+        "best.safetensors",
+        "results.json",
+        "log.csv",
+        "curve.png",
+        DECODED,
+    ):
         (output / name).unlink(missing_ok=True)
 
 
@@ -275,15 +331,27 @@ def _recover(job: Job, original: nn.Module, seed: int) -> nn.Module:
     stage = "finetune" if seed == recipe.seed else f"finetune-{seed}"
     if not recipe.finetune.epochs:
         return converted
-    tuned, curve = job.train(converted, recipe.finetune, stage, seed + 1000, f"fine-tune{title}", teacher, blocks)
+    settings = _paced(job, original, converted, seed)
+    tuned, curve = job.train(converted, settings, stage, seed + 1000, f"fine-tune{title}", teacher, blocks)
     job.measure("after fine-tuning", tuned)
     job.outcome.add_curve("converted", curve)
     if recipe.control:
         network, stage = copy.deepcopy(original), stage.replace("finetune", "control")
-        network, curve = job.train(network, recipe.finetune, stage, seed + 1000, f"control{title}", original, blocks)
+        network, curve = job.train(network, settings, stage, seed + 1000, f"control{title}", original, blocks)
         job.measure("control: original, fine-tuned", network)
         job.outcome.add_curve("control", curve)
     return tuned
+
+
+def _paced(job: Job, original: nn.Module, converted: nn.Module, seed: int) -> TrainSettings:
+    """The fine-tuning's settings, with the learning rate that the damage asks for where the recipe wants that."""
+    settings = job.recipe.finetune
+    if not settings.lr_by_damage:
+        return settings
+    damage = measure_damage(job.accelerator, original, converted, job.task, job.data, job.recipe.data, seed)
+    lr = settings.lr * damage.lr_factor
+    job.say(f"surgery and calibration: {damage}; fine-tuning at lr {settings.lr:g} × {damage.lr_factor:.3f} = {lr:.2g}")
+    return replace(settings, lr=lr)
 
 
 def _teacher(recipe: Recipe, original: nn.Module) -> nn.Module:
@@ -319,7 +387,7 @@ def _write(job: Job, tuned: nn.Module) -> None:
     path, outcome = job.output / "m.safetensors", job.outcome
     surgery.save(tuned, path, preprocessing=_preprocessing(job))
     same = _same_logits(job, tuned, surgery.load(path, job.accelerator.device))
-    plot_curves(job.output / "curve.png", outcome.metric, outcome.curves, outcome.rows[:2])
+    plot_curves(job.output / "curve.png", outcome, job.recipe.title)
     outcome.write_json(
         job.output / "results.json",
         recipe=job.recipe.to_dict(),

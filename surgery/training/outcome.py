@@ -1,10 +1,9 @@
 """What a job reports: a table, a JSON file, a plot."""
 
 import io
-import itertools
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from surgery.cost import Cost
 from surgery.table import si, table
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 History = list[dict[str, Any]]
@@ -80,27 +80,58 @@ class Outcome:
         )
 
 
-def plot_curves(path: Path, metric: str, curves: dict[str, list[History]], lines: Iterable[Measured] = ()) -> None:
-    """The metric against epochs to a PNG: means over the seeds, with the range of all as a band; some rows as lines."""
+COLOURS = {"original": "tab:blue", "converted": "tab:orange", "control": "tab:green"}  # of networks, in every plot
+LINES = {  # stages that are drawn as horizontal lines: their network, and how
+    "original": ("original", "--"),
+    "after surgery": ("converted", ":"),
+    "after calibration": ("converted", "--"),
+}
+
+
+def plot_curves(path: Path, outcome: Outcome, title: str) -> None:
+    """The metric against epochs to a PNG: means over the seeds, with the range of all as a band.
+
+    A fine-tuning's curve begins with epoch 0, what its network reaches before it. Stages before any fine-tuning are
+    horizontal lines in the colour of their network.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for name, histories in curves.items():
-        epochs = [row["epoch"] for row in histories[0]]
-        runs = list(zip(*([row["accuracy"] for row in history] for history in histories), strict=True))
-        (line,) = axes.plot(epochs, [statistics.fmean(run) for run in runs], marker="o", markersize=3, label=name)
-        axes.fill_between(
-            epochs, [min(run) for run in runs], [max(run) for run in runs], color=line.get_color(), alpha=0.2
-        )
-    for row, style in zip(lines, itertools.cycle(("--", ":", "-."))):
-        axes.axhline(row.accuracy, linestyle=style, color="grey", label=f"{row.stage}: {row.accuracy:.1f} %")
-    axes.set(xlabel="epoch", ylabel=f"{metric} (%)")
+    rows = {row.stage: row for row in outcome.rows}
+    begins = {"converted": rows.get("after calibration", rows.get("after surgery")), "control": rows.get("original")}
+    for name, histories in outcome.curves.items():
+        epochs, runs = curve_points(histories, begins.get(name))
+        draw_runs(axes, epochs, runs, label=name, color=COLOURS[name], marker="o", markersize=3)
+    for stage, (network, style) in LINES.items():
+        if stage in rows:
+            axes.axhline(
+                rows[stage].accuracy,
+                linestyle=style,
+                color=COLOURS[network],
+                linewidth=1,
+                label=f"{stage}: {rows[stage]}",
+            )
+    axes.set(title=title, xlabel="epoch", ylabel=f"{outcome.metric} (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(fontsize="small")
     write_figure(path, figure)
+
+
+def curve_points(histories: Sequence[History], begin: Measured | None = None) -> tuple[list[int], list[list[float]]]:
+    """Epochs, and for each of them the accuracies of all runs; with what they began with as epoch 0."""
+    epochs = [row["epoch"] for row in histories[0]]
+    runs = [list(run) for run in zip(*([row["accuracy"] for row in history] for history in histories), strict=True)]
+    return ([0, *epochs], [list(begin.accuracies), *runs]) if begin else (epochs, runs)
+
+
+def draw_runs(axes: "Axes", epochs: Sequence[int], runs: Sequence[Sequence[float]], **style: Any) -> None:
+    """The mean over runs as a line, their range as a band of its colour."""
+    axes.plot(epochs, [statistics.fmean(run) for run in runs], **style)
+    low, high = [min(run) for run in runs], [max(run) for run in runs]
+    axes.fill_between(epochs, low, high, color=style["color"], alpha=0.2)
 
 
 def write_figure(path: Path, figure: "Figure") -> None:

@@ -153,6 +153,10 @@ class DataSettings:
     ignore: Annotated[Whole, Field(ge=0, le=255)] | None = Field(
         default=None, description="in label maps, the value of pixels without a class, besides 255"
     )
+    skip_unreadable: Flag = Field(
+        default=False,
+        description="leave out image files that cannot be decoded, with their count; by default they are an error",
+    )
 
     def __post_init__(self) -> None:
         if self.scale[0] > self.scale[1]:
@@ -285,11 +289,18 @@ class TrainSettings:
     accumulate: Whole = Field(default=1, ge=1, le=1 << 16, description="batches that make one step")
     optimizer: Optimizer = Field(default="adamw", description="timm's, by name")
     lr: Number = Field(default=1e-3, gt=0, le=1000, description="learning rate after warming up")
+    lr_by_damage: Flag = Field(
+        default=False,
+        description="finetune: lr is the rate from scratch, multiplied by the square root of the share that surgery "
+        "and calibration cost of the original's lead over guessing, in loss (0.05 to 1)",
+    )
     weight_decay: Number = Field(default=0.05, ge=0, le=10, description="of weights; biases and norms are spared")
     decay_all: Flag = Field(default=False, description="let weight decay act on biases and norms too")
     scheduler: Scheduler = Field(default="cosine", description="of the learning rate, timm's, by name")
     power: Number = Field(default=0.9, ge=0, le=10, description="of the poly scheduler")
-    warmup_epochs: Whole = Field(default=1, ge=0, le=100_000, description="epochs in which the learning rate rises")
+    warmup_epochs: Number = Field(
+        default=1.0, ge=0, le=100_000, description="epochs, or a part of one, in which the learning rate rises"
+    )
     smoothing: Number = Field(default=0.0, ge=0, lt=1, description="of labels")
     mixup: Number = Field(default=0.0, ge=0, le=10, description="alpha of mixup; 0: none")
     ema_decay: Number = Field(
@@ -385,6 +396,10 @@ class Recipe:
         for key in ("distill_weight", "block_weight"):
             if getattr(self.baseline, key):
                 raise RecipeError(f"baseline.{key}: the baseline has no teacher; 0 is needed")
+        if self.baseline.lr_by_damage:
+            raise RecipeError("baseline.lr_by_damage=true: nothing was converted before the baseline; false is needed")
+        if self.baseline.lr_by_damage:
+            raise RecipeError("baseline.lr_by_damage=true: nothing was converted before the baseline; false is needed")
         if self.baseline.keep_best:
             raise RecipeError("baseline.keep_best=true: best.safetensors is of the fine-tuning; false is needed")
         if self.compile and self.finetune.block_weight:
@@ -410,6 +425,14 @@ class Recipe:
         """Of ``surgery.plan`` and ``surgery.convert``, but for the method."""
         wanted, side = self.surgery, self.data.image_size
         return {"input_size": (3, side, side), "zeta": wanted.zeta, "mode": wanted.mode, **wanted.options}
+
+    @property
+    def title(self) -> str:
+        """Of a plot: model, data set and conversion."""
+        wanted, model = self.surgery, self.model
+        ratio = "" if wanted.zeta is None else f", zeta = {wanted.zeta}"
+        mode = "" if wanted.mode == "squeeze" else f", mode {wanted.mode}"
+        return f"{model.checkpoint or model.name} on {self.data.name}, converted to {wanted.method}{mode}{ratio}"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

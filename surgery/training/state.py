@@ -1,5 +1,6 @@
 """The state of an interrupted training: whole, or the one before."""
 
+import errno
 import json
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -7,11 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from surgery.atomic_file import write_atomically
 from surgery.training.recipe import RecipeError
+
+
+def _unwritten(target: Path, error: Exception) -> Exception:
+    """One line for what Python, safetensors and torch say of a full disk; any other error as it is."""
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error)
+    elif isinstance(error, SafetensorError):
+        reason = str(error)
+    elif "inline_container" in str(error) or "PytorchStreamWriter" in str(error):  # torch.save says no more than where
+        reason = "the disk is full, or a file would be larger than is permitted"
+    else:
+        return error
+    number = getattr(error, "errno", None) or errno.EIO
+    return OSError(number, f"cannot write the state {str(target)!r}: {reason}; what was there before is still valid")
 
 
 @dataclass(frozen=True)
@@ -50,17 +66,48 @@ class TrainingState:
         write_atomically(self.folder / "batch.json", json.dumps(content).encode())
 
     def save(self, accelerator: Accelerator, ema: nn.Module | None, progress: Progress) -> None:
-        """Write the state, then point to it, then remove older ones but the last ``keep``."""
+        """Write the state, then point to it, then remove older ones but the last ``keep``.
+
+        Raises:
+            OSError: it cannot be written (a full disk, a limit); nothing of it is left, the one before is still valid.
+        """
         target = self.folder / f"{progress.epoch:04d}-{progress.step:07d}"
-        accelerator.save_state(str(target))
-        if accelerator.is_main_process:
-            if ema is not None:
-                save_file({k: v.contiguous() for k, v in ema.state_dict().items()}, str(target / "ema.safetensors"))
-            content = {"folder": target.name, "settings": self.settings, "progress": asdict(progress)}
-            write_atomically(self.folder / "state.json", json.dumps(content, indent=1).encode())
-            for old in sorted(self.folder.glob("*-*/"))[: -self.keep]:
-                shutil.rmtree(old)
+        if self._pointed() == target.name:
+            return  # stopped again before anything was learnt
+        beside = target.with_name(f".{target.name}.part")
+        try:
+            self._write(accelerator, ema, beside)
+            if accelerator.is_main_process:
+                self._put(beside, target, progress)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise _unwritten(target, error) from error
         accelerator.wait_for_everyone()
+
+    def _pointed(self) -> str | None:
+        """The name of the valid state's folder."""
+        pointer = self.folder / "state.json"
+        return json.loads(pointer.read_text())["folder"] if pointer.exists() else None
+
+    def _write(self, accelerator: Accelerator, ema: nn.Module | None, folder: Path) -> None:
+        if accelerator.is_main_process:
+            shutil.rmtree(folder, ignore_errors=True)  # of a job that was killed while it wrote
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(folder))
+        if ema is not None and accelerator.is_main_process:
+            save_file({k: v.contiguous() for k, v in ema.state_dict().items()}, str(folder / "ema.safetensors"))
+        accelerator.wait_for_everyone()
+
+    def _put(self, written: Path, target: Path, progress: Progress) -> None:
+        """Give what was written its name, point to it, remove what is older."""
+        shutil.rmtree(target, ignore_errors=True)
+        written.rename(target)
+        content = {"folder": target.name, "settings": self.settings, "progress": asdict(progress)}
+        write_atomically(self.folder / "state.json", json.dumps(content, indent=1).encode())
+        for part in self.folder.glob(".*.part"):
+            shutil.rmtree(part, ignore_errors=True)
+        for old in sorted(self.folder.glob("[0-9]*-*/"))[: -self.keep]:
+            shutil.rmtree(old)
 
     def load(self, accelerator: Accelerator, ema: nn.Module | None) -> Progress:
         """Restore the last whole state; the beginning where there is none.

@@ -26,6 +26,7 @@ from surgery.training.order import EpochSampler
 from surgery.training.recipe import RecipeError, TrainSettings
 from surgery.training.state import Progress, TrainingState
 from surgery.training.statistics import batch_norms, kept
+from surgery.training.stopping import Stopped, StopRequests
 from surgery.training.task import Task
 
 
@@ -56,6 +57,7 @@ def train(
     execution: Execution = Execution(),
     seed: int = 0,
     label: str = "train",
+    stop: StopRequests | None = None,
     reached: Callable[[nn.Module, list[dict[str, Any]]], None] = lambda network, history: None,
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Train ``model`` for the steps that its state lacks.
@@ -68,6 +70,7 @@ def train(
         loaders: of training and test images; the first is of :func:`surgery.training.data.make_loader`.
         task: what the loss and the metric are.
         teacher: gives the logits, and the outputs of ``blocks``, that ``settings`` may ask to be matched.
+        stop: signals; one that comes is obeyed when a step is whole and the state written.
         reached: called after each epoch, and once with what a state held, with the network so far (its EMA where asked
             for) and the rows so far.
 
@@ -79,6 +82,8 @@ def train(
         NonFiniteLossError: naming epoch, step, images and layer; the last state stays on disk.
         BatchTooLargeError: naming what would need less memory.
         RecipeError: ``state`` holds a training with other settings.
+        OSError: the state cannot be written; the one before is still there.
+        Stopped: a signal came.
     """
     order = cast(EpochSampler, loaders[0].sampler)
     order.seed = seed
@@ -90,6 +95,7 @@ def train(
                 )
     student = student_copy(accelerator, model, execution)
     training = Training(accelerator, student, loaders, task, settings, state, teacher, blocks, execution, seed, label)
+    training.stop = stop or training.stop
     try:
         history = training.run(reached)
         model.load_state_dict(training.weights())
@@ -140,6 +146,7 @@ class Training:
     ) -> None:
         self.accelerator, self.task, self.settings, self.state = accelerator, task, settings, state
         self.seed, self.label, self.format = seed, label, execution.memory_format
+        self.stop = StopRequests()
         self.norms = batch_norms(student) if execution.checkpoint_activations else []
         self.order = cast(EpochSampler, loaders[0].sampler)
         accelerator.gradient_accumulation_steps = settings.accumulate
@@ -153,20 +160,35 @@ class Training:
 
     def run(self, reached: Callable[[nn.Module, list[dict[str, Any]]], None]) -> list[dict[str, Any]]:
         """All epochs that the state lacks; returns the rows of all of them."""
-        progress = self.state.load(self.accelerator, self.ema)
-        network = self.ema.module if self.ema else self.accelerator.unwrap_model(self.objective.trainable_module)
-        if progress.history:
-            reached(network, progress.history)
-        while progress.epoch < self.settings.epochs:
-            loss = self.epoch(progress)
-            judged = self.ema.module if self.ema else self.objective.trainable_module
-            accuracy = self.task.evaluate(self.accelerator, judged, self.test)
-            lr = self.optimizer.param_groups[0]["lr"]
-            row = {"epoch": progress.epoch + 1, "loss": loss, "lr": lr, "accuracy": accuracy}
-            progress = Progress(progress.epoch + 1, history=[*progress.history, row])
-            self.state.save(self.accelerator, self.ema, progress)
-            reached(network, progress.history)
+        with self.stop.deferred():
+            progress = self.state.load(self.accelerator, self.ema)
+            network = self.ema.module if self.ema else self.accelerator.unwrap_model(self.objective.trainable_module)
+            if progress.history:
+                reached(network, progress.history)
+            while progress.epoch < self.settings.epochs:
+                whole = self.epoch(progress)
+                accuracy = self._judge(whole)
+                lr = self.optimizer.param_groups[0]["lr"]
+                row = {"epoch": whole.epoch + 1, "loss": self._mean(whole.loss), "lr": lr, "accuracy": accuracy}
+                progress = Progress(whole.epoch + 1, history=[*whole.history, row])
+                self.state.save(self.accelerator, self.ema, progress)
+                reached(network, progress.history)
+            self.stop.raise_kept()
         return progress.history
+
+    def _judge(self, whole: Progress) -> float:
+        """The metric after an epoch's steps. It takes long, so a signal does not wait for it."""
+        judged = self.ema.module if self.ema else self.objective.trainable_module
+        try:
+            with self.stop.deferred(self.accelerator.num_processes > 1):  # which must leave it together
+                return self.task.evaluate(self.accelerator, judged, self.test)
+        except Stopped as stopped:
+            self._save_and_stop(whole, stopped.signum)
+            raise
+
+    def _save_and_stop(self, reached: Progress, signum: int) -> None:
+        self.state.save(self.accelerator, self.ema, reached)
+        raise Stopped(signum, f"{self._title(reached.epoch)}, step {reached.step} of {self.steps},") from None
 
     def weights(self) -> dict[str, Tensor]:
         """Of the network so far, or of its EMA, whole on every process."""
@@ -177,8 +199,8 @@ class Training:
             (weights,) = broadcast_object_list([weights])
         return weights
 
-    def epoch(self, progress: Progress) -> float:
-        """The rest of an epoch; returns the mean loss of all of it."""
+    def epoch(self, progress: Progress) -> Progress:
+        """The rest of an epoch's steps; returns where they end, with the sum of all its losses."""
         total, saved = progress.loss, time.monotonic()
         hidden, title = not self.accelerator.is_local_main_process, self._title(progress.epoch)
         bar = tqdm(total=self.steps, initial=progress.step, desc=title, leave=False, mininterval=0.5, disable=hidden)
@@ -187,10 +209,23 @@ class Training:
                 total += value
                 bar.update()
                 bar.set_postfix(loss=f"{value:.3f}", refresh=False)
-                if self.accelerator.sync_gradients and self._due(saved) and step + 1 < self.steps:
+                if self.accelerator.sync_gradients:
                     reached = Progress(progress.epoch, step + 1, total, progress.history)
-                    self.state.save(self.accelerator, self.ema, reached)
-                    saved = time.monotonic()
+                    saved = self._save_where_due(reached, saved)
+        return Progress(progress.epoch, self.steps, total, progress.history)
+
+    def _save_where_due(self, reached: Progress, saved: float) -> float:
+        """Write the state after a while, or for a signal, which then ends the job; returns when it was last written."""
+        due, signum = self._due(saved)
+        if signum:
+            self._save_and_stop(reached, signum)
+        if not due or reached.step == self.steps:
+            return saved
+        self.state.save(self.accelerator, self.ema, reached)
+        return time.monotonic()
+
+    def _mean(self, total: float) -> float:
+        """An epoch's mean loss, over all processes, of the sum in this one."""
         mean = total / max(1, self.steps)
         if self.accelerator.num_processes == 1:
             return mean
@@ -198,6 +233,8 @@ class Training:
 
     def each_step(self, progress: Progress) -> Iterator[tuple[int, float]]:
         """Take the steps that an epoch lacks, one at a time; yields the number and the loss of each."""
+        if progress.step >= self.steps:
+            return
         self.order.begin(progress.epoch, progress.step * self._images_per_step())
         self.objective.train()
         if isinstance(self.objective, BlockDistillationTask):
@@ -214,12 +251,13 @@ class Training:
     def _title(self, epoch: int) -> str:
         return f"{self.label} {epoch + 1}/{self.settings.epochs}"
 
-    def _due(self, saved: float) -> bool:
-        """Whether a state is to be written, as the main process's clock has it."""
-        due = time.monotonic() - saved >= 60 * self.settings.save_minutes
+    def _due(self, saved: float) -> tuple[bool, int]:
+        """Whether a state is to be written, and the signal to obey or 0, as the main process has them."""
+        due, signum = time.monotonic() - saved >= 60 * self.settings.save_minutes, self.stop.signum or 0
         if self.accelerator.num_processes == 1:
-            return due
-        return bool(broadcast(torch.tensor(due, device=self.accelerator.device)))
+            return due, signum
+        seen = broadcast(torch.tensor([int(due), signum], device=self.accelerator.device))
+        return bool(seen[0]), int(seen[1])
 
     def _images_per_step(self) -> int:
         """Of all processes together."""
@@ -293,7 +331,7 @@ def make_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings, st
         settings.scheduler,
         num_epochs=settings.epochs,
         decay_rate=settings.power if settings.scheduler == "poly" else 0.1,
-        warmup_epochs=settings.warmup_epochs,
+        warmup_epochs=cast(Any, settings.warmup_epochs),  # parts of one too: it counts updates
         warmup_lr=settings.lr / 100,
         step_on_epochs=False,
         updates_per_epoch=steps,

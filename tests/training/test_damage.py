@@ -1,0 +1,106 @@
+"""The learning rate that a conversion asks for."""
+
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from surgery.training import job, run
+from surgery.training.classifying import Classifying
+from surgery.training.damage import Damage, measure_damage
+from surgery.training.data import calibration_images, labelled_images
+from surgery.training.data_sets import open_data
+from surgery.training.recipe import DataSettings, RecipeError
+from surgery.training.segmenting import Segmenting
+from tests.training.test_job import recipe
+from tests.training.test_segmentation_sets import SETTINGS as PIXELS
+from tests.training.test_segmentation_sets import street
+
+
+@pytest.mark.parametrize(
+    ("original", "converted", "share", "factor"),
+    [
+        (0.3, 0.3, 0.0, 0.05),  # nothing lost: it is to move all the same
+        (0.3, 0.2, 0.0, 0.05),
+        (0.3, 0.5, 0.1, math.sqrt(0.1)),
+        (0.3, 2.3, 1.0, 1.0),
+        (0.3, 9.0, 1.0, 1.0),
+        (0.3, float("nan"), 1.0, 1.0),
+        (2.3, 2.3, 1.0, 1.0),  # an original that knows nothing
+    ],
+)
+def test_the_root_of_what_is_lost(original, converted, share, factor):
+    damage = Damage(original, converted, 2.3)
+    assert damage.share == pytest.approx(share)
+    assert damage.lr_factor == pytest.approx(factor)
+
+
+class Sure(torch.nn.Module):
+    """The same logits for every image or pixel."""
+
+    def __init__(self, logits, pixels=False):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.tensor(logits))
+        self.pixels = pixels
+
+    def forward(self, images):
+        logits = self.logits.expand(len(images), -1)
+        return logits[:, :, None, None].expand(-1, -1, *images.shape[-2:]) if self.pixels else logits
+
+
+def test_measured_as_the_mean_loss_of_images():
+    settings = DataSettings()
+    data = open_data(settings)
+    sure = Sure([3.0] + [0.0] * 9).train()
+    damage = measure_damage(Accelerator(), Sure([0.0] * 10), sure, Classifying(10), data, settings, 0)
+    chosen = list(labelled_images(data.train, settings, 1024, 0))
+    labels = torch.cat([labels for _, labels in chosen])
+    assert len(labels) == 1024
+    expected = torch.nn.functional.cross_entropy(torch.tensor([[3.0] + [0.0] * 9]).expand(1024, -1), labels)
+    assert damage.original == pytest.approx(math.log(10), abs=1e-5)
+    assert damage.guessing == pytest.approx(math.log(10))
+    assert damage.converted == pytest.approx(expected.item(), abs=1e-4)
+    assert sure.training
+
+
+def test_measured_on_label_maps(tmp_path):
+    street(street(tmp_path, "train"), "val")
+    settings = DataSettings(root=str(tmp_path), **PIXELS)
+    networks = Sure([0.0] * 3, pixels=True), Sure([9.0, 0.0, 0.0], pixels=True)
+    damage = measure_damage(Accelerator(), *networks, Segmenting(), open_data(settings), settings, 0)
+    assert damage.original == pytest.approx(math.log(3), abs=1e-5)
+    assert damage.converted > damage.original
+
+
+def test_on_images_that_calibration_did_not_see():
+    settings = DataSettings()
+    data = open_data(settings)
+    seen = torch.cat(list(calibration_images(data.train, settings, 400, 0))).flatten(1)
+    used = torch.cat([images for images, _ in labelled_images(data.train, settings, 400, 0)]).flatten(1)
+    assert torch.cdist(seen, used).min() > 0
+
+
+def test_converted_and_control_are_trained_at_the_same_rate(tmp_path, monkeypatch, capsys):
+    real, rates = job.train, []
+
+    def watched(accelerator, model, loaders, task, settings, *others, **more):
+        rates.append(settings.lr)
+        return real(accelerator, model, loaders, task, settings, *others, **more)
+
+    monkeypatch.setattr(job, "train", watched)
+    monkeypatch.setattr(job, "measure_damage", lambda *arguments: Damage(0.1, 0.2, 2.6))
+    more = ["baseline.epochs=1", "finetune.epochs=1", "control=true", "data.batch_size=700", "finetune.lr=0.01"]
+    run(recipe(tmp_path, *more))
+    assert "4.0 % of what guessing would lose); fine-tuning at lr 0.01 × 0.200 = 0.002" in capsys.readouterr().out
+    assert rates == [0.002, pytest.approx(0.002), pytest.approx(0.002)]
+    rates.clear()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run(recipe(tmp_path, *more, "finetune.lr_by_damage=false", "fresh=true"))
+    assert rates == [0.002, 0.01, 0.01]
+
+
+def test_a_baseline_has_nothing_to_measure(tmp_path):
+    with pytest.raises(RecipeError, match="baseline.lr_by_damage=true"):
+        recipe(tmp_path, "baseline.lr_by_damage=true")
