@@ -123,3 +123,11 @@ def test_a_method_without_subsets_has_nothing_to_match():
     model = small(**NARROW)
     matched = surgery.match(model, "squeeze-conv", mode="downscale", zeta=2)
     assert not getattr(matched, "surgery_edits", ())
+
+
+@pytest.mark.parametrize(("inside", "note"), [(True, INSIDE), (False, THROUGHOUT)])
+def test_the_report_says_what_was_reordered(inside, note):
+    matched = surgery.match(small(**NARROW), zeta=4, inside=inside)
+    report = surgery.calibrate(surgery.convert(matched, zeta=4), matched, images(8), progress=False)
+    assert report.notes == (note,)
+    assert f"note: {note}" in str(report)

@@ -17,7 +17,7 @@ from surgery.calibration.patches import at, matrices, patches, sampled
 from surgery.calibration.report import Report, Row
 from surgery.calibration.targets import Target, targets
 from surgery.checked_model import check_model, first_weight, unwrapped
-from surgery.edit import check_same_order
+from surgery.edit import MATCH, check_same_order, history
 from surgery.extras import check_extra
 from surgery.graph import record
 from surgery.layers import SurgeryLayer
@@ -95,7 +95,8 @@ def calibrate(
             bar.set_postfix_str(target.layer, refresh=False)
             if start or target.aim is not None:
                 rows.append(_fit(target, number, passes, rows_per_feature))
-    return Report(tuple(rows), tuple(skipped))
+    notes = dict.fromkeys(edit.note for edit in history(model) if edit.method == MATCH)
+    return Report(tuple(rows), tuple(skipped), tuple(notes))
 
 
 def _fit(target: Target, number: int, passes: "Passes", rows_per_feature: float) -> Row:

@@ -33,10 +33,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """Rows in the order in which layers were fitted; ``skipped`` says which could not be, and why."""
+    """Rows in the order in which layers were fitted; ``skipped`` says which could not be, and why.
+
+    ``notes`` say what else its user should know of the network, a sentence each.
+    """
 
     rows: tuple[Row, ...]
     skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def _rows(self) -> list[tuple[object, ...]]:
         cells: list[tuple[object, ...]] = []
@@ -47,7 +51,8 @@ class Report:
 
     def _lines(self) -> list[str]:
         """What follows the table."""
-        return [f"not fitted: {item.name}: {item.reason}" for item in self.skipped]
+        lines = [f"not fitted: {item.name}: {item.reason}" for item in self.skipped]
+        return lines + [f"note: {note}" for note in self.notes]
 
     def __str__(self) -> str:
         return "\n".join([table(HEADER, self._rows(), right=RIGHT), *self._lines()])

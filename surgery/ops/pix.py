@@ -248,6 +248,28 @@ def _to_autocast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
+def _check_site(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Raise ValueError for tensors that do not fit each other: compiled kernels read as far as the shapes say."""
+    if torch.jit.is_tracing():  # shapes are tensors then, and the site is plain operators, which check them
+        return
+    fits = x.dim() == 4 and weight.dim() >= 2 and weight.shape[1] == x.shape[1]
+    if not fits or (bias is not None and bias.shape != weight.shape[:1]):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (x, weight, bias) if tensor is not None)
+        raise ValueError(
+            f"a PiX site reads (N, C, H, W) with a weight (C_out, C, …) and a bias (C_out,); the shapes are {shapes}"
+        )
+
+
+def _check_fusion(x: Tensor, p: Tensor) -> None:
+    """As :func:`_check_site`, for a p of the caller's own."""
+    if torch.jit.is_tracing():
+        return
+    fits = x.dim() == 4 and p.dim() == 2 and p.shape[0] == x.shape[0]
+    if not fits or not 0 < p.shape[1] <= x.shape[1]:
+        shapes = f"{tuple(x.shape)} and {tuple(p.shape)}"
+        raise ValueError(f"a PiX fusion takes x (N, C, H, W) and p (N, C_out <= C); the shapes are {shapes}")
+
+
 def pix(
     x: Tensor,
     weight: Tensor,
@@ -272,7 +294,11 @@ def pix(
     Returns:
         y (N, C_out, ⌈H / stride⌉, ⌈W / stride⌉) in x's dtype (autocast's, where enabled), channels last where x is,
         and p (N, C_out) in the weight's dtype.
+
+    Raises:
+        ValueError: shapes that do not fit each other.
     """
+    _check_site(x, weight, bias)
     x, stride = _to_autocast(x), list(stride)
     trains = torch.is_grad_enabled() and (
         x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
@@ -298,6 +324,7 @@ def pix_fuse(
     grouping: reference.Grouping = "contiguous",
 ) -> Tensor:
     """The fusion alone, for a p of the caller's own: x (N, C, H, W), p (N, C_out) in [0, 1]; see :func:`pix`."""
+    _check_fusion(x, p)
     x, stride = _to_autocast(x), list(stride)
     fuse = _compose_fusion if _plain() else _pix_fuse
     return fuse(x, p, tau, fusion, operator, stride, grouping)

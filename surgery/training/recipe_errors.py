@@ -156,6 +156,8 @@ def accepted(annotation: Any, notes: Iterable[Any] = ()) -> str:
     notes = [*own, *notes]
     arguments = typing.get_args(plain)
     if typing.get_origin(plain) is tuple:
+        if arguments[1:] == (Ellipsis,):
+            return f"a list, each {accepted(arguments[0])}"
         return f"a list [{', '.join(accepted(argument) for argument in arguments)}]"
     if typing.get_origin(plain) is dict:
         return "a group of keys"

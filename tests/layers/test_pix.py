@@ -122,3 +122,16 @@ def test_start_leaves_what_it_cannot_set():
     before = layer.weight.clone()
     layer.start(torch.zeros(3, 8, dtype=torch.float64))
     assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 8, 8), (1, 65, 8, 8), (64, 8, 8), (1, 64, 8)], ids=str)
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_map_of_other_channels_or_rank_is_refused(shape, gradients):
+    layer = PiX(64, 16)
+    with torch.set_grad_enabled(gradients), pytest.raises(ValueError, match="a PiX site reads"):
+        layer(torch.zeros(shape))
+
+
+def test_a_predictor_with_a_norm_refuses_other_channels_too():
+    with pytest.raises((ValueError, RuntimeError), match="channels|PiX"):
+        PiX(64, 16, predictor_norm=True)(torch.zeros(2, 7, 8, 8))
