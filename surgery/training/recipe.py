@@ -329,7 +329,7 @@ class TrainSettings:
         """Raise RecipeError for what cannot be together, under the name of the group that holds it."""
         if self.epochs and self.warmup_epochs > self.epochs:
             raise RecipeError(
-                f"{name}.warmup_epochs={self.warmup_epochs}: at most {name}.epochs={self.epochs} is needed"
+                f"{name}.warmup_epochs={self.warmup_epochs:g}: at most {name}.epochs={self.epochs} is needed"
             )
         if self.mixup and self.distill_weight == 1:
             raise RecipeError(f"{name}: mixup mixes labels, and distill_weight=1 uses none; set one of them to 0")
