@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from surgery.errors import check_choice
 from surgery.layers.surgery_layer import OpCost, SurgeryLayer
 from surgery.ops import pix, pix_fuse, reference
+from surgery.ops.shapes import check_stride
 
 SPREAD = 0.05  # standard deviation of the logits that a calibration starts from
 STEADY = 0.08  # and that of p which it leaves as it is
@@ -43,7 +44,7 @@ class PiX(SurgeryLayer):
     Shape: (N, C, H, W) → (N, C_out, ⌈H / stride⌉, ⌈W / stride⌉), any floating dtype.
 
     Raises:
-        ValueError: for a choice that is not listed, or C_out > C.
+        ValueError: for a choice that is not listed, a stride below 1, or C_out > C.
     """
 
     keeps_sign = True
@@ -68,8 +69,15 @@ class PiX(SurgeryLayer):
         standardize: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
-        if not 1 <= out_channels <= in_channels:
-            raise ValueError(f"PiX needs 1 <= out_channels <= in_channels, got {out_channels} and {in_channels}")
+        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (in_channels, out_channels))
+        if not whole or not 1 <= out_channels <= in_channels:
+            raise ValueError(
+                f"in_channels={in_channels!r}, out_channels={out_channels!r}: whole numbers, 1 <= out_channels <= "
+                "in_channels, are needed"
+            )
+        if not isinstance(stride, tuple | list) or not all(isinstance(step, int) for step in stride):
+            raise ValueError(f"stride={stride!r}: two whole numbers >= 1 are needed")
+        check_stride(stride)
         check_fusion(fusion, operator, activation, tau, grouping)
         self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
         self.tau, self.fusion, self.operator, self.activation = float(tau), fusion, operator, activation

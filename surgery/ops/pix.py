@@ -17,6 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from surgery.ops import gradients, reference
 from surgery.ops.backend import has_kernels, kernels_for, register_kernels
+from surgery.ops.shapes import check_fusion, check_gradient, check_site
 
 INDEX_LIMIT = 256  # places in a subset that one byte can tell apart
 
@@ -42,6 +43,7 @@ def _pix(
     stride: list[int],
     grouping: str = "contiguous",
 ) -> tuple[Tensor, Tensor]:
+    check_site(x, weight, bias, stride)
     kernels = kernels_for(x, weight)
     if kernels is None:
         return _compose(x, weight, bias, tau, fusion, operator, activation, stride, grouping)
@@ -101,6 +103,7 @@ def _pix_with_index(
     stride: list[int],
     grouping: str = "contiguous",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_site(x, weight, bias, stride)
     kernels = kernels_for(x, weight)
     if kernels is not None:
         return kernels.pix(x, weight, bias, tau, "threshold", operator, activation, stride, grouping, True)
@@ -129,6 +132,7 @@ def _pix_backward(
     stride: list[int],
     grouping: str,
 ) -> tuple[Tensor, Tensor]:
+    check_gradient(grad, y, p, index, weight, size)
     kernels = kernels_for(y, weight)
     arguments = (tau, operator, activation, stride, grouping)
     if kernels is not None:
@@ -142,6 +146,7 @@ def _pix_backward(
 def _pix_fuse(
     x: Tensor, p: Tensor, tau: float, fusion: str, operator: str, stride: list[int], grouping: str = "contiguous"
 ) -> Tensor:
+    check_fusion(x, p, stride)
     kernels = kernels_for(x, p)
     if kernels is not None:
         return kernels.pix_fuse(x, p, tau, fusion, operator, stride, grouping)
@@ -248,28 +253,6 @@ def _to_autocast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
-def _check_site(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Raise ValueError for tensors that do not fit each other: compiled kernels read as far as the shapes say."""
-    if torch.jit.is_tracing():  # shapes are tensors then, and the site is plain operators, which check them
-        return
-    fits = x.dim() == 4 and weight.dim() >= 2 and weight.shape[1] == x.shape[1]
-    if not fits or (bias is not None and bias.shape != weight.shape[:1]):
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (x, weight, bias) if tensor is not None)
-        raise ValueError(
-            f"a PiX site reads (N, C, H, W) with a weight (C_out, C, …) and a bias (C_out,); the shapes are {shapes}"
-        )
-
-
-def _check_fusion(x: Tensor, p: Tensor) -> None:
-    """As :func:`_check_site`, for a p of the caller's own."""
-    if torch.jit.is_tracing():
-        return
-    fits = x.dim() == 4 and p.dim() == 2 and p.shape[0] == x.shape[0]
-    if not fits or not 0 < p.shape[1] <= x.shape[1]:
-        shapes = f"{tuple(x.shape)} and {tuple(p.shape)}"
-        raise ValueError(f"a PiX fusion takes x (N, C, H, W) and p (N, C_out <= C); the shapes are {shapes}")
-
-
 def pix(
     x: Tensor,
     weight: Tensor,
@@ -298,7 +281,7 @@ def pix(
     Raises:
         ValueError: shapes that do not fit each other.
     """
-    _check_site(x, weight, bias)
+    check_site(x, weight, bias, stride)
     x, stride = _to_autocast(x), list(stride)
     trains = torch.is_grad_enabled() and (
         x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
@@ -324,7 +307,7 @@ def pix_fuse(
     grouping: reference.Grouping = "contiguous",
 ) -> Tensor:
     """The fusion alone, for a p of the caller's own: x (N, C, H, W), p (N, C_out) in [0, 1]; see :func:`pix`."""
-    _check_fusion(x, p)
+    check_fusion(x, p, stride)
     x, stride = _to_autocast(x), list(stride)
     fuse = _compose_fusion if _plain() else _pix_fuse
     return fuse(x, p, tau, fusion, operator, stride, grouping)

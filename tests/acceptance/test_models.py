@@ -41,7 +41,7 @@ NOTHING_TO_CONVERT = {"resnet18", "regnety_016", "ghostnet_100", "vgg16_bn", "co
 def round_trip(model, name, path):
     torch.manual_seed(0)
     if name in NOTHING_TO_CONVERT:
-        with pytest.warns(UserWarning, match="nothing is converted"):
+        with pytest.warns(UserWarning, match="there is nothing to convert"):
             converted = surgery.convert(model, zeta=4)
     else:
         converted = surgery.convert(model, zeta=4)

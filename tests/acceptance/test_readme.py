@@ -50,7 +50,7 @@ def test_the_main_job(tmp_path):
     (tmp_path / "finetune.py").symlink_to(ROOT / "finetune.py")
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     out = run([sys.executable, "finetune.py"], tmp_path)
-    accuracy = [float(value) for value in re.findall(r"([\d.]+) %", out)]
+    accuracy = [float(value) for value in re.findall(r"^\S.*? ([\d.]+) %", out, re.M)]
     assert len(accuracy) == 4
     original, after_surgery, after_calibration, after_tuning = accuracy
     assert original > 95

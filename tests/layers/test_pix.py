@@ -135,3 +135,15 @@ def test_a_map_of_other_channels_or_rank_is_refused(shape, gradients):
 def test_a_predictor_with_a_norm_refuses_other_channels_too():
     with pytest.raises((ValueError, RuntimeError), match="channels|PiX"):
         PiX(64, 16, predictor_norm=True)(torch.zeros(2, 7, 8, 8))
+
+
+@pytest.mark.parametrize("stride", [(0, 0), (1,), (2, 2, 2), 2, (-1, 1), (1.0, 1.0)], ids=str)
+def test_a_stride_that_cannot_be_is_named(stride):
+    with pytest.raises(ValueError, match=r"stride=.*: two whole numbers >= 1 are needed"):
+        PiX(8, 4, stride=stride)
+
+
+@pytest.mark.parametrize("widths", [(8, 4.0), (8, 9), (8, 0), (True, 1)], ids=str)
+def test_widths_that_cannot_be_are_named(widths):
+    with pytest.raises(ValueError, match="in_channels=.*, out_channels=.* are needed"):
+        PiX(*widths)

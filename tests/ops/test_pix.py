@@ -218,3 +218,47 @@ def test_backward_twice_through_a_kept_graph():
     once = [t.grad.clone() for t in leaves]
     total.backward()
     torch.testing.assert_close([t.grad for t in leaves], [2 * g for g in once])
+
+
+SITE = {"tau": 0.5, "operator": "max+avg", "activation": "sigmoid", "stride": [1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "bias"),
+    [
+        ((1, 7, 8, 8), (16, 64, 1, 1), None),
+        ((1, 4, 8, 8), (2, 4, 3, 3), None),
+        ((1, 4, 8, 8), (9, 4, 1, 1), None),
+        ((1, 4, 8, 8), (4,), None),
+        ((4, 8, 8), (2, 4), None),
+        ((1, 4, 8, 8), (2, 4), (3,)),
+    ],
+    ids=str,
+)
+def test_operators_read_nothing_beyond_their_tensors(x, weight, bias):
+    """A kernel's loops follow the shapes, so an operator called by itself must refuse what does not fit."""
+    tensors = [torch.zeros(x), torch.zeros(weight), None if bias is None else torch.zeros(bias)]
+    with pytest.raises((ValueError, RuntimeError), match="PiX site reads|do not fit"):
+        torch.ops.surgery.pix_with_index(*tensors, **SITE)
+    with pytest.raises((ValueError, RuntimeError), match="PiX site reads|do not fit"):
+        torch.ops.surgery.pix(*tensors, **SITE, fusion="threshold")
+    with torch.no_grad(), pytest.raises(ValueError, match="PiX site reads"):
+        ops.pix(*tensors)
+
+
+@pytest.mark.parametrize("p", [(3, 64), (1, 8), (4,)], ids=str)
+def test_a_p_that_does_not_fit_is_refused(p):
+    x = torch.zeros(1, 7, 8, 8)
+    with pytest.raises(ValueError, match="PiX fusion takes"):
+        torch.ops.surgery.pix_fuse(x, torch.zeros(p), 0.5, "threshold", "max+avg", [1, 1])
+    with pytest.raises(ValueError, match="PiX fusion takes"):
+        ops.pix_fuse(x, torch.zeros(p))
+
+
+def test_a_gradient_of_another_site_is_refused():
+    y, p, weight = torch.zeros(2, 4, 8, 8), torch.zeros(2, 4), torch.zeros(4, 8, 1, 1)
+    index = torch.zeros(2, 4, 8, 7, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="PiX gradient reads"):
+        torch.ops.surgery.pix_backward(
+            y, p, y, p, index, weight, [8, 8], 0.5, "max+avg", "sigmoid", [1, 1], "contiguous"
+        )

@@ -238,12 +238,12 @@ def test_without_the_package(tmp_path, monkeypatch):
 
 def test_dry_run_on_a_named_set(tmp_path, capsys):
     chosen = ["data.name=torch/fashion_mnist", f"data.root={fashion_mnist(tmp_path)}", "data.batch_size=4"]
-    assert finetune.main(["--dry-run", *chosen, "data.splits=[train, test]"]) == 0
+    assert finetune.main(["--dry-run", *chosen, "surgery.calibrate=0", "data.splits=[train, test]"]) == 0
     assert "training: 6 images, 10 classes" in capsys.readouterr().out
 
 
 def test_splits_are_two_words():
     assert load_recipe(finetune.QUICKSTART, ["data.splits=[train, test]"]).data.splits == ("train", "test")
     for wrong in ("[train]", "[train, 1]", "train"):
-        with pytest.raises(RecipeError, match=r"data\.splits="):
+        with pytest.raises(RecipeError, match=r"data\.splits(\[1\])?="):
             load_recipe(finetune.QUICKSTART, [f"data.splits={wrong}"])

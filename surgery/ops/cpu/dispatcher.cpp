@@ -161,9 +161,10 @@ void pix_boxed(Value* stack, uint64_t, uint64_t) {
   int64_t stride[2];
   pair(stack[7], stride);
   const std::string grouping = text(stack[8]);
-  if (given.dims != 4 || given.type < 0 || weight.type < 0 || (bias.handle && bias.type != weight.type) ||
+  const bool plain = weight.dims == 2 || (weight.dims == 4 && weight.sizes[2] == 1 && weight.sizes[3] == 1);
+  if (given.dims != 4 || !plain || given.type < 0 || weight.type < 0 || (bias.handle && bias.type != weight.type) ||
       (given.type == PIX_DOUBLE) != (weight.type == PIX_DOUBLE) || weight.sizes[1] != given.sizes[1] ||
-      stride[0] < 1 || stride[1] < 1)
+      weight.sizes[0] > weight.sizes[1] || (bias.handle && (bias.dims != 1 || bias.sizes[0] != weight.sizes[0])) || stride[0] < 1 || stride[1] < 1)
     throw std::runtime_error("surgery::pix: x (N, C, H, W), weight (C_out, C, …) and bias do not fit each other");
   const int64_t rows[] = {1, 0}, filters[] = {3, 2, 1, 0};
   if (!weight.dense(weight.dims == 2 ? rows : filters)) throw std::runtime_error("surgery::pix: weight is not dense");
