@@ -51,11 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NoSitesError as error:
         print(f"surgery: {str(error).partition(chr(10))[0]}", file=sys.stderr)
         return NOTHING_TO_CONVERT
+    except BrokenPipeError:  # an OSError: what reads the output, such as head, has seen enough
+        return 0
     except (SurgeryError, ValueError, TypeError, OSError) as error:
         print(f"surgery: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        return 0
     return 0
 
 

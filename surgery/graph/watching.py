@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from surgery.graph.generators import generators_kept
+from surgery.graph.trees import own_attributes
 
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _CHANCE = ("random", "_random", "secrets", "uuid", "numpy.random", "time", "datetime")
 _OPERATORS = (
     *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv"),
@@ -116,8 +116,8 @@ def _attribute_state(block: nn.Module) -> dict[str, Any]:
     return {
         f"{prefix}.{name}".strip("."): _comparable(value)
         for prefix, module in block.named_modules()
-        for name, value in vars(module).items()
-        if name not in _OF_EVERY_MODULE and not name.startswith("_tensor_constant")  # these are fx's own
+        for name, value in own_attributes(module).items()
+        if not name.startswith("_tensor_constant")  # these are fx's own
     }
 
 
@@ -141,9 +141,8 @@ def watch_numbers(block: nn.Module) -> None:
         if type(module).__module__.startswith("torch.nn."):
             continue
         mutable = _set_outside_init(type(module))
-        for name, value in list(vars(module).items()):
-            if name not in _OF_EVERY_MODULE:
-                vars(module)[name] = _watched(value, f"{prefix}.{name}".strip("."), name in mutable)
+        for name, value in own_attributes(module).items():
+            vars(module)[name] = _watched(value, f"{prefix}.{name}".strip("."), name in mutable)
 
 
 def _watched(value: Any, name: str, mutable: bool) -> Any:
