@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from surgery.build_budget import CALL, LARGEST, Budget
-from surgery.errors import is_whole
 from surgery.edit import MATCH, NARROW, Edit, submodule
+from surgery.errors import is_whole
 
 Check = Callable[[Any], bool]
 PER_CHANNEL = 16  # units for an index in a Python list

@@ -42,7 +42,7 @@ class ExportError(SurgeryError):
     """A model cannot be written in another runtime's format, or the file computes something else."""
 
 
-def is_whole(value: Any, least: float = -math.inf, most: float = math.inf, kind: type = int) -> bool:
+def is_whole(value: Any, least: float = -math.inf, most: float = math.inf, kind: type[Any] = int) -> bool:
     """Whether a value is a whole number, not a bool, within limits.
 
     Args:

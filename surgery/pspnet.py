@@ -9,8 +9,8 @@ from timm.models import FeatureListNet
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from surgery.builder_arguments import check_known, check_timm_name, plain_arguments
 from surgery.build_budget import LARGEST
+from surgery.builder_arguments import check_known, check_timm_name, plain_arguments
 from surgery.errors import is_whole
 from surgery.pretrained_weights import weights_at_hand
 from surgery.source import register_builder

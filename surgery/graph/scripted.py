@@ -49,9 +49,9 @@ def script_function_kind(function: Any) -> str:
 def calls_seen(handler: Handler) -> Iterator[None]:
     """While entered, calls of scripted functions go to ``handler(function, run, args, kwargs)``.
 
-    The interpreter of TorchScript runs without Python: a TorchFunctionMode does not see it, and a TorchDispatchMode sees
-    its operators but not which function they belong to. So the call operator of the class is replaced while any thread
-    is in here. Calls of other threads run as ever: handlers belong to the thread that has entered.
+    The interpreter of TorchScript runs without Python: a TorchFunctionMode does not see it, and a TorchDispatchMode
+    sees its operators but not which function they belong to. So the call operator of the class is replaced while any
+    thread is in here. Calls of other threads run as ever: handlers belong to the thread that has entered.
     """
     thread = threading.get_ident()
     outer = _HANDLERS.get(thread)
