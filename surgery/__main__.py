@@ -16,8 +16,9 @@ from surgery.bench.command import add_options
 from surgery.bench.command import run as bench_command
 from surgery.calibration.folder import folder_batches
 from surgery.classification import evaluate, predict, prediction_table
-from surgery.errors import NoSitesError, SurgeryError
+from surgery.errors import NoSitesError, SourceError, SurgeryError
 from surgery.export.formats import FORMATS
+from surgery.extras import check_extra
 from surgery.input_size import InputSize
 from surgery.layers import SurgeryLayer
 from surgery.methods import methods
@@ -29,7 +30,6 @@ from surgery.user_modules import add_import_option, import_user_modules
 
 PROGRAM = "python -m surgery"
 NOTHING_TO_CONVERT = 3
-WITH_WEIGHTS = ("pretrained", "weights", "checkpoint_path")  # arguments by which builders get weights themselves
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,11 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NoSitesError as error:
         print(f"surgery: {str(error).partition(chr(10))[0]}", file=sys.stderr)
         return NOTHING_TO_CONVERT
+    except BrokenPipeError:  # an OSError: what reads the output, such as head, has seen enough
+        return 0
     except (SurgeryError, ValueError, TypeError, OSError) as error:
         print(f"surgery: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        return 0
     return 0
 
 
@@ -72,14 +72,23 @@ def parser() -> argparse.ArgumentParser:
         "surgery wrote.",
     )
     commands = made.add_subparsers(required=True, metavar="COMMAND")
-    plan = commands.add_parser("plan", help="what would change and why, and why not the rest")
-    convert = commands.add_parser("convert", help="convert a model and write it to one safetensors file")
-    for command, run in ((plan, _plan), (convert, _convert)):
-        _add_model(command)
-        _add_surgery(command)
-        command.set_defaults(run=run)
-    convert.add_argument("--out", required=True, metavar="FILE", help="the safetensors file to write")
-    images = convert.add_mutually_exclusive_group()
+    for name, about, add_arguments in _COMMANDS:
+        add_arguments(commands.add_parser(name, help=about))
+    commands.add_parser("finetune", add_help=False, help="what finetune.py does: convert and fine-tune by a recipe")
+    return made
+
+
+def _add_plan(command: argparse.ArgumentParser) -> None:
+    _add_model(command)
+    _add_surgery(command)
+    command.set_defaults(run=_plan)
+
+
+def _add_conversion(command: argparse.ArgumentParser) -> None:
+    _add_model(command)
+    _add_surgery(command)
+    command.add_argument("--out", required=True, metavar="FILE", help="the safetensors file to write")
+    images = command.add_mutually_exclusive_group()
     images.add_argument(
         "--calibrate",
         metavar="FOLDER",
@@ -88,30 +97,15 @@ def parser() -> argparse.ArgumentParser:
     images.add_argument(
         "--synthetic", action="store_true", help="the same without images: some are made from the model's BatchNorms"
     )
-    convert.add_argument(
+    command.add_argument(
         "--calibration-images", type=int, metavar="N", help="how many (default: 1024 of a folder, 256 synthetic ones)"
     )
-    cost = commands.add_parser("cost", help="MACs, FLOPs, parameters and memory, in total and per site")
-    _add_model(cost)
-    cost.set_defaults(run=_cost)
-    _add_evaluation(commands.add_parser("eval", help="accuracy, or mean IoU, on a folder of images"))
-    _add_prediction(commands.add_parser("predict", help="the five likeliest classes of images, or masks as PNG files"))
-    bench = commands.add_parser("bench", help="time original, converted and the floor in turn, in one process")
-    _add_model(bench, many=True)
-    _add_surgery(bench)
-    add_options(bench)
-    bench.set_defaults(run=_bench)
-    export = commands.add_parser("export", help="write a model for another runtime, checked against the original")
-    _add_model(export)
-    export.add_argument("--out", required=True, metavar="FILE", help="the file to write: .onnx or .pt2")
-    export.add_argument("--format", help=f"one of: {', '.join(FORMATS)} (default: what the suffix says)")
-    export.set_defaults(run=_export)
-    check = commands.add_parser("load-check", help="load a file and say what it holds; fails where anything is wrong")
-    check.add_argument("name", metavar="FILE")
-    add_import_option(check)
-    check.set_defaults(run=_load_check)
-    commands.add_parser("finetune", add_help=False, help="what finetune.py does: convert and fine-tune by a recipe")
-    return made
+    command.set_defaults(run=_convert)
+
+
+def _add_cost(command: argparse.ArgumentParser) -> None:
+    _add_model(command)
+    command.set_defaults(run=_cost)
 
 
 def _add_evaluation(command: argparse.ArgumentParser) -> None:
@@ -133,6 +127,38 @@ def _add_prediction(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", default=".", metavar="FOLDER", help="where masks go: NAME.mask.png (default: here)")
     _add_view(command)
     command.set_defaults(run=_predict)
+
+
+def _add_bench(command: argparse.ArgumentParser) -> None:
+    _add_model(command, many=True)
+    _add_surgery(command)
+    add_options(command)
+    command.set_defaults(run=_bench)
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    _add_model(command)
+    command.add_argument("--out", required=True, metavar="FILE", help="the file to write: .onnx or .pt2")
+    command.add_argument("--format", help=f"one of: {', '.join(FORMATS)} (default: what the suffix says)")
+    command.set_defaults(run=_export)
+
+
+def _add_load_check(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", metavar="FILE")
+    add_import_option(command)
+    command.set_defaults(run=_load_check)
+
+
+_COMMANDS = (
+    ("plan", "what would change and why, and why not the rest", _add_plan),
+    ("convert", "convert a model and write it to one safetensors file", _add_conversion),
+    ("cost", "MACs, FLOPs, parameters and memory, in total and per site", _add_cost),
+    ("eval", "accuracy, or mean IoU, on a folder of images", _add_evaluation),
+    ("predict", "the five likeliest classes of images, or masks as PNG files", _add_prediction),
+    ("bench", "time original, converted and the floor in turn, in one process", _add_bench),
+    ("export", "write a model for another runtime, checked against the original", _add_export),
+    ("load-check", "load a file and say what it holds; fails where anything is wrong", _add_load_check),
+)
 
 
 def _add_view(command: argparse.ArgumentParser) -> None:
@@ -215,24 +241,35 @@ def _zeta(text: str) -> Any:
     return {pattern: _number(value) for pattern, _, value in (part.partition("=") for part in text.split(","))}
 
 
+def _is_file(name: str) -> bool:
+    """Whether NAME means what surgery wrote, rather than a builder's model (a folder may be called resnet50 too)."""
+    path = Path(name)
+    return path.suffix == ".safetensors" or path.is_file() or (path.is_dir() and path.name != name)
+
+
 def _model(given: argparse.Namespace) -> nn.Module:
-    path = Path(given.name)
-    if path.suffix == ".safetensors" or path.is_file() or (path.is_dir() and path.name != given.name):
+    if _is_file(given.name):
         return surgery.load(given.name)
-    return surgery.create(given.name, pretrained=given.pretrained, **given.kwargs)
+    if "pretrained" in given.kwargs:
+        raise ValueError(f"--kwargs holds pretrained={given.kwargs['pretrained']!r}: use --pretrained, or leave it out")
+    try:
+        return surgery.create(given.name, pretrained=given.pretrained, **given.kwargs)
+    except SourceError as error:
+        if "load_state_dict() gives it weights" not in str(error):
+            raise
+        raise SourceError(f"{error}; --pretrained gives it those of its builder") from error
 
 
 def _say_random(given: argparse.Namespace, model: nn.Module, consequence: str) -> None:
     """One line on stderr where a model was made by a builder that gave it random weights."""
     source = getattr(model, MEMORY, None)
-    from_file = Path(given.name).suffix == ".safetensors" or Path(given.name).is_file()
-    weights = given.pretrained or any(given.kwargs.get(key) for key in WITH_WEIGHTS)
-    if not weights and not from_file and source is not None and source.builder in ("timm", "torchvision"):
-        print(
-            f"surgery: the weights of {given.name} are random, {consequence}; --pretrained downloads trained ones, and "
-            "a file that surgery wrote may stand in place of the name",
-            file=sys.stderr,
-        )
+    if given.pretrained or _is_file(given.name) or source is None or source.builder not in ("timm", "torchvision"):
+        return
+    print(
+        f"surgery: the weights of {given.name} are random, {consequence}; --pretrained downloads trained ones, and "
+        "a file that surgery wrote may stand in place of the name",
+        file=sys.stderr,
+    )
 
 
 def _arguments(given: argparse.Namespace) -> dict[str, Any]:
@@ -273,12 +310,16 @@ def _convert(given: argparse.Namespace) -> str:
 
 
 def _calibration_images(given: argparse.Namespace, model: nn.Module) -> Iterable[Tensor] | None:
+    """What to calibrate with; None also where there is nothing to convert, before minutes go into images."""
+    if not given.calibrate and not given.synthetic:
+        return None
+    check_extra("calibrate", "--calibrate" if given.calibrate else "--synthetic")
+    if not surgery.plan(model, given.method, **_arguments(given)).edits:
+        return None
     count = given.calibration_images
     if given.calibrate:
         return folder_batches(given.calibrate, model, 1024 if count is None else count, given.input_size)
-    if given.synthetic:
-        return surgery.synthetic_images(model, 256 if count is None else count, input_size=given.input_size)
-    return None
+    return surgery.synthetic_images(model, 256 if count is None else count, input_size=given.input_size)
 
 
 def _cost(given: argparse.Namespace) -> str:

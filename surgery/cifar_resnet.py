@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import timm
 from torch import nn
 
-from surgery.edit_arguments import is_whole
+from surgery.build_budget import LARGEST
+from surgery.errors import is_whole
 from surgery.source import register_builder
 
 LAYERS = (3, 4, 6, 3)
@@ -37,7 +38,7 @@ def cifar_resnet(
             f"layers={list(layers)!r:.80} and channels={list(channels)!r:.80}: "
             "one of each for the four stages is needed"
         )
-    if not all(is_whole(n, 1) for n in (*layers, *channels)):
+    if not all(is_whole(n, 1, LARGEST) for n in (*layers, *channels)):
         raise ValueError(f"layers={list(layers)!r:.80} and channels={list(channels)!r:.80}: whole numbers are needed")
     if stem_stride not in (1, 2):
         raise ValueError(f"stem_stride={stem_stride}: 1 or 2 is needed")

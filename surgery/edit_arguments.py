@@ -12,6 +12,7 @@ from torch import nn
 
 from surgery.build_budget import CALL, LARGEST, Budget
 from surgery.edit import MATCH, NARROW, Edit, submodule
+from surgery.errors import is_whole
 
 Check = Callable[[Any], bool]
 PER_CHANNEL = 16  # units for an index in a Python list
@@ -64,11 +65,6 @@ class Form:
         return ", ".join(self.required) + (f" (and {', '.join(optional)})" if optional else "")
 
 
-def is_whole(value: Any, least: int = 0, most: int = LARGEST) -> bool:
-    """Whether a value is an int, not a bool, within limits."""
-    return type(value) is int and least <= value <= most
-
-
 def is_name(value: Any) -> bool:
     """Whether a value can be a module's qualified name."""
     return isinstance(value, str) and bool(value)
@@ -90,7 +86,8 @@ def _is_call(value: Any) -> bool:
 def _are_widths(value: Any) -> bool:
     sides = value.values() if isinstance(value, dict) else [None]
     return isinstance(value, dict) and all(
-        isinstance(side, list) and len(side) == 2 and all(n is None or is_whole(n, 1) for n in side) for side in sides
+        isinstance(side, list) and len(side) == 2 and all(n is None or is_whole(n, 1, LARGEST) for n in side)
+        for side in sides
     )
 
 
@@ -103,7 +100,7 @@ def _cost_of_erasing(model: nn.Module, value: Any) -> int:
     return PER_TRACED_MODULE * sum(1 for _ in submodule(model, value[0]).modules()) if value else 0
 
 
-WIDTH = Kind(lambda value: is_whole(value, 1), "a whole number >= 1", lambda _, value: PER_CHANNEL * value)
+WIDTH = Kind(lambda value: is_whole(value, 1, LARGEST), "a whole number >= 1", lambda _, value: PER_CHANNEL * value)
 TRUE = Kind(lambda value: value is True, "true")
 NAMES = Kind(
     lambda value: isinstance(value, list) and all(map(is_name, value)),

@@ -1,7 +1,9 @@
 """The exceptions of this package and the checks that raise them, each naming the thing, its value and what would do."""
 
 import difflib
+import math
 from collections.abc import Iterable
+from typing import Any
 
 
 class SurgeryError(Exception):
@@ -38,6 +40,15 @@ class ConversionWarning(UserWarning):
 
 class ExportError(SurgeryError):
     """A model cannot be written in another runtime's format, or the file computes something else."""
+
+
+def is_whole(value: Any, least: float = -math.inf, most: float = math.inf, kind: type[Any] = int) -> bool:
+    """Whether a value is a whole number, not a bool, within limits.
+
+    Args:
+        kind: ``int``, as JSON has it, or ``numbers.Integral``, which takes NumPy's too.
+    """
+    return isinstance(value, kind) and not isinstance(value, bool) and bool(least <= value <= most)
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:

@@ -3,6 +3,8 @@
 import numbers
 from collections.abc import Sequence
 
+from surgery.errors import is_whole
+
 InputSize = int | Sequence[int]
 
 
@@ -17,14 +19,14 @@ def image_shapes(input_size: InputSize, channels: Sequence[int]) -> list[tuple[i
         ValueError: it is something else.
     """
     parts = tuple(input_size) if isinstance(input_size, Sequence) else (input_size, input_size)
-    if len(parts) not in (2, 3) or isinstance(input_size, str) or not all(_is_length(part) for part in parts):
+    if (
+        len(parts) not in (2, 3)
+        or isinstance(input_size, str)
+        or not all(is_whole(part, 1, kind=numbers.Integral) for part in parts)
+    ):
         raise ValueError(
             f"input_size={input_size!r}: a side in pixels (224), (height, width) or (channels, height, width) is "
             "needed, each a positive int"
         )
     *own, height, width = (int(part) for part in parts)
     return [(count, height, width) for count in dict.fromkeys(own or channels)]
-
-
-def _is_length(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) > 0

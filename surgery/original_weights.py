@@ -1,5 +1,6 @@
 """Loading the original network's state dict into the converted one: what surgery removed is left out, and said so."""
 
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -37,10 +38,22 @@ def leave_out_removed(module: nn.Module, state_dict: dict[str, Any], prefix: str
         warnings.warn(
             f"the state dict is that of the original: its {len(left_out)} entries of modules that surgery removed "
             f"({shown}) are left out{reordered}",
-            stacklevel=2,
+            stacklevel=_level_outside_torch(),
         )
     errors: list[str] = arguments[-1]
     errors += _misfits(module, state_dict, prefix)
+
+
+def _level_outside_torch() -> int:
+    """The ``stacklevel`` by which the caller's warning points to the line that called torch."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and _is_of_torch(str(frame.f_globals.get("__name__"))):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _is_of_torch(module: str) -> bool:
+    return module == __name__ or f"{module}.".startswith("torch.")
 
 
 def _entries(state_dict: Mapping[str, Any], prefix: str) -> list[str]:

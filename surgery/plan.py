@@ -184,26 +184,28 @@ def _narrowing_note(
 
 def _converted(model: nn.Module, graph: ModelGraph, edits: Sequence[Edit]) -> ModelGraph:
     """The recorded forward of a copy after some edits."""
-    trial = copy.deepcopy(model) if graph.needs_values else meta_copy(model)
-    return record(apply(trial, edits), graph.input_shape)
+    return record(apply(_trial_copy(model, graph), edits), graph.input_shape)
+
+
+def _trial_copy(model: nn.Module, graph: ModelGraph) -> nn.Module:
+    """A copy to try edits on: on the meta device, but for a model whose forward looks at values."""
+    return copy.deepcopy(model) if graph.needs_values else meta_copy(model)
 
 
 def _rehearsed(model: nn.Module, graph: ModelGraph, method: Method, request: Request, config: Any) -> Proposal:
     """The method's proposal, rehearsed on a copy: what cannot be done is known before anything is.
 
-    The copy is on meta, but for models whose forward looks at values.
     A site whose block cannot be rewritten is dropped, with the reason; any other failure is raised.
     """
     proposal: Proposal = method.plan(graph, request, config)
-    copied_like = copy.deepcopy if graph.needs_values else meta_copy
-    trial = copied_like(model)
+    trial = _trial_copy(model, graph)
     if proposal.narrowing is not None:
         apply(trial, [proposal.narrowing.edit()])
     kept: list[Edit] = []
     for edit in proposal.edits:
         rewrites = bool(edit.arguments.get("erase"))
         # only a rewriting may fail half-way through an edit, so that is tried on a copy, which then takes over
-        candidate = copied_like(trial) if rewrites else trial
+        candidate = _trial_copy(trial, graph) if rewrites else trial
         try:
             apply(candidate, [edit])
         except SurgeryError as error:

@@ -12,6 +12,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 from torchvision.transforms import Compose, Normalize, ToTensor
 
+from surgery.errors import is_whole
 from surgery.input_size import InputSize, image_shapes
 
 MEMORY = "surgery_preprocessing"
@@ -57,12 +58,12 @@ class Preprocessing:
         _check("classes", self.classes, names, "a name (text) for each output")
         hexadecimal = isinstance(self.colours, tuple | list) and all(map(_is_colour, self.colours))
         _check("colours", self.colours, hexadecimal, "'#rrggbb' of each class")
-        pixel = self.ignore is None or (_is_int(self.ignore) and 0 <= self.ignore <= 255)
+        pixel = self.ignore is None or is_whole(self.ignore, 0, 255)
         _check("ignore", self.ignore, pixel, "a pixel value, an int from 0 to 255,")
 
     def _is_size(self) -> bool:
         sides = self.size if isinstance(self.size, tuple | list) and len(self.size) == 3 else (0,)
-        return all(_is_int(side) and 0 < side <= LARGEST_SIDE for side in sides) and prod(sides) <= MOST_NUMBERS
+        return all(is_whole(side, 1, LARGEST_SIDE) for side in sides) and prod(sides) <= MOST_NUMBERS
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """timm's evaluation transform: a PIL image to float32 (C, H, W)."""
@@ -94,10 +95,6 @@ class Preprocessing:
 def _check(name: str, value: object, is_right: bool, needed: str) -> None:
     if not is_right:
         raise ValueError(f"preprocessing {name}={value!r:.200}: {needed} is needed")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: object) -> bool:

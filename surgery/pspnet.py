@@ -9,8 +9,9 @@ from timm.models import FeatureListNet
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from surgery.build_budget import LARGEST
 from surgery.builder_arguments import check_known, check_timm_name, plain_arguments
-from surgery.edit_arguments import is_whole
+from surgery.errors import is_whole
 from surgery.pretrained_weights import weights_at_hand
 from surgery.source import register_builder
 
@@ -105,7 +106,11 @@ def pspnet(
         ValueError: a width or bins that cannot be, or a backbone without output stride 8.
         SourceError: no such backbone in timm's registry, or arguments that are none of its architecture.
     """
-    if not is_whole(width, 2) or not 0 < len(bins) <= MOST_BINS or not all(is_whole(n, 1, LARGEST_BIN) for n in bins):
+    if (
+        not is_whole(width, 2, LARGEST)
+        or not 0 < len(bins) <= MOST_BINS
+        or not all(is_whole(n, 1, LARGEST_BIN) for n in bins)
+    ):
         raise ValueError(
             f"width={width!r:.80}, bins={list(bins)!r:.80}: a width of at least 2 and at most {MOST_BINS} sides from 1 "
             f"to {LARGEST_BIN} are needed"

@@ -25,11 +25,11 @@ def import_user_modules(names: Iterable[str]) -> None:
         importlib.invalidate_caches()
         try:
             importlib.import_module(name)
-        except Exception as error:  # a module may raise anything
+        except (Exception, SystemExit) as error:  # a module may raise anything, and may mean to be a script
             raise UserModuleError(f"module {name!r} cannot be imported: {_cause(error, name)}") from error
 
 
-def _cause(error: Exception, name: str) -> str:
+def _cause(error: BaseException, name: str) -> str:
     """What went wrong, on one line; of an error that the module's own code raises, where."""
     if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
         return f"there is no such module in {os.getcwd()!r} or on Python's path (name it as in 'import {name}')"

@@ -185,3 +185,53 @@ def test_arguments_that_do_not_parse(capsys, arguments):
         main(arguments)
     assert stopped.value.code == 2
     assert "is needed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ('{"pretrained": true}', "--kwargs holds pretrained=True: use --pretrained, or leave it out"),
+        ('{"pretrained": false}', "--kwargs holds pretrained=False: use --pretrained, or leave it out"),
+        ('{"checkpoint_path": "w.pth"}', "; --pretrained gives it those of its builder"),
+    ],
+)
+def test_weights_come_by_their_own_option(capsys, kwargs, message):
+    status, out, err = run(capsys, "cost", "resnet18", "--kwargs", kwargs)
+    assert (status, out) == (2, "")
+    assert message in err
+
+
+def test_a_file_is_one_for_all_that_ask(capsys, tmp_path, monkeypatch):
+    """A folder's name that only looks like a model's is loaded, and so is never said to have random weights."""
+    monkeypatch.setattr(surgery, "load", lambda name: surgery.create("resnet26", channels=[8, 8, 8, 8]))
+    arguments = ["--input-size", "32", "--out", str(tmp_path / "m.safetensors")]
+    status, _, err = run(capsys, "convert", str(tmp_path), *arguments)
+    assert (status, err) == (0, "")
+
+
+def test_an_output_that_is_closed_is_no_error(capsys, monkeypatch):
+    def closed(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(surgery, "cost", closed)
+    assert run(capsys, "cost", "test_resnet") == (0, "", "")
+
+
+@pytest.fixture
+def no_images(monkeypatch):
+    def made(*_, **__):
+        raise AssertionError("images are made")
+
+    monkeypatch.setattr(surgery, "synthetic_images", made)
+    monkeypatch.setattr("surgery.__main__.folder_batches", made)
+
+
+@pytest.mark.parametrize("images", [["--synthetic"], ["--calibrate", "."]])
+@pytest.mark.usefixtures("no_images")
+def test_no_images_are_made_in_vain(capsys, tmp_path, monkeypatch, images):
+    out = ["--out", str(tmp_path / "m.safetensors")]
+    assert run(capsys, "convert", "resnet18", "--input-size", "32", *images, *out)[0] == 3
+    monkeypatch.setattr("surgery.extras._is_installed", lambda package: package != "scipy")
+    status, _, err = run(capsys, "convert", "resnet26", "--input-size", "32", *images, *out)
+    assert status == 2
+    assert f"{images[0]} needs scipy: pip install 'surgery[calibrate]'" in err

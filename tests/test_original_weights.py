@@ -109,3 +109,14 @@ def test_one_hook_however_often_a_model_is_edited():
     assert pickle.loads(pickle.dumps(surgery.edit.history(model))) == surgery.edit.history(model)
     with pytest.warns(UserWarning, match=r"its 10 entries of modules that surgery removed \(blocks\.0\.bn1, blocks\.2"):
         model.load_state_dict(original.state_dict())
+
+
+def test_the_warning_points_to_the_line_that_loads():
+    original, model = networks()
+    for target, state in (
+        (model, original.state_dict()),
+        (nn.Sequential(model), {f"0.{name}": tensor for name, tensor in original.state_dict().items()}),
+    ):
+        with pytest.warns(UserWarning, match="are left out") as warned:
+            target.load_state_dict(state)
+        assert warned[0].filename == __file__

@@ -44,6 +44,7 @@ def test_modules_of_the_current_folder(folder):
         ("import nothing_like_this", r"No module named 'nothing_like_this' \(own_module_b.py, line 1\)"),
         ("x = 1\nraise RuntimeError('two\\nlines')", r"RuntimeError: two lines \(own_module_b.py, line 2\)"),
         ("def f(:", "SyntaxError"),
+        ("import sys\nsys.exit(0)", r"SystemExit: 0 \(own_module_b.py, line 2\)"),
     ],
 )
 def test_a_module_that_cannot_be_imported_is_one_line(folder, capsys, text, message):

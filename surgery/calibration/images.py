@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from surgery.errors import is_whole
+
 BATCH = 32
 
 
@@ -26,7 +28,7 @@ def collect(batches: Iterable[Any] | Tensor, limit: int | None = None, progress:
     """
     if not isinstance(batches, Iterable) or isinstance(batches, str | bytes):
         raise TypeError(f"calibration images are {batches!r}: a tensor (N, C, H, W), or a loader of such, is needed")
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+    if limit is not None and not is_whole(limit, 1):
         raise ValueError(f"images={limit!r}: a whole number >= 1, or None for all, is needed")
     images: list[Tensor] = []
     whole = [batches] if isinstance(batches, Tensor) else batches

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from surgery.atomic_file import write_atomically
 from surgery.checked_model import check_model, unwrapped
-from surgery.errors import ExportError
+from surgery.errors import ExportError, is_whole
 from surgery.export.checking import DRAWS, TOLERANCE, DifferentOutputsError, Sample, check, sample
 from surgery.export.composed import compose
 from surgery.export.formats import LEAST_OPSET, Format, Labels, format_named, tensors_of
@@ -189,9 +189,7 @@ class _TensorsOnly(nn.Module):
 
 def _check_choices(name: str, batch_size: object, dynamic_size: object, opset: object) -> None:
     for argument, value, least in (("batch_size", batch_size, 1), ("opset", opset, LEAST_OPSET)):
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if value is not None and not is_whole(value, least):
             raise ValueError(f"{argument}={value!r}: a whole number >= {least} is needed")
     if dynamic_size not in (None, True, False):
         raise ValueError(f"dynamic_size={dynamic_size!r}: True, False or None is needed")

@@ -24,15 +24,14 @@ from surgery.errors import TraceError
 from surgery.graph.generators import generators_kept
 from surgery.graph.kinds import function_kind, module_kind
 from surgery.graph.scripted import calls_seen, inside_scripted, script_function_kind
-from surgery.graph.skeleton import copy_with, tensors
-from surgery.graph.trees import attributes, tensors_in
+from surgery.graph.skeleton import CopyError, copy_with, meta_copy, tensors
+from surgery.graph.trees import attributes, own_attributes, tensors_in
 from surgery.graph.unsuitable import advice, check_use, unsuitable
 from surgery.input_size import InputSize, image_shapes
 from surgery.layers import SurgeryLayer
 
 FALLBACK_SIZES = (224, 32)
 UNSEEN = "unseen"  # kind of a tensor that neither the model holds nor a recorded call gave
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,8 @@ def record(model: nn.Module, input_size: InputSize | None = None) -> ModelGraph:
         input_size: (C, H, W), (H, W) or one side; default: the model's configured size, else 224, else 32 pixels.
 
     Raises:
-        TraceError: the forward fails on such an input; the message says why, and whether a size would help.
+        TraceError: the forward fails on such an input; the message says why, and whether a size would help. Or the
+            model cannot be copied; the message says what it holds that cannot.
     """
     shapes = input_shape_of(model, input_size)
     attempts = [(shape, False) for shape in shapes]
@@ -97,6 +97,8 @@ def record(model: nn.Module, input_size: InputSize | None = None) -> ModelGraph:
                     return run(model, shape, listed)
             except Exception as error:  # any forward may raise anything; all of it is reported below
                 failures.append((shape, error))
+                if isinstance(error, CopyError):
+                    meta_copy(model)  # no size would do: unless fake tensors alone are the reason, this raises it
     shape, first = failures[0]
     raise TraceError(
         f"the forward of {type(model).__name__} fails on an input of shape (1, {', '.join(map(str, shape))}): "
@@ -280,8 +282,7 @@ def _names_of_tensors(model: nn.Module) -> dict[int, str]:
     names: dict[int, str] = {}
     for prefix, module in model.named_modules():
         dot = f"{prefix}." if prefix else ""
-        plain = [(name, value) for name, value in vars(module).items() if name not in _OF_EVERY_MODULE]
-        for name, value in [*module._parameters.items(), *module._buffers.items(), *plain]:
+        for name, value in [*module._parameters.items(), *module._buffers.items(), *own_attributes(module).items()]:
             for tensor in tensors_in(value):
                 names.setdefault(id(tensor), f"{dot}{name}")
     return names

@@ -1,6 +1,7 @@
 """TorchScript inside a model: functions and modules whose inside no recording sees and no edit changes."""
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +10,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from surgery.graph.probes import acts_elementwise
+
+Handler = Callable[[Any, Callable[[], Any], Any, Any], Any]
+_SCRIPTED: Any = torch.jit.ScriptFunction
+_PLAIN_CALL = _SCRIPTED.__call__
+_HANDLERS: dict[int, Handler] = {}  # by thread
+_LOCK = threading.Lock()
 
 
 def inside_scripted(model: nn.Module) -> set[str]:
@@ -39,19 +46,32 @@ def script_function_kind(function: Any) -> str:
 
 
 @contextlib.contextmanager
-def calls_seen(handler: Callable[[Any, Callable[[], Any], Any, Any], Any]) -> Iterator[None]:
+def calls_seen(handler: Handler) -> Iterator[None]:
     """While entered, calls of scripted functions go to ``handler(function, run, args, kwargs)``.
 
-    The interpreter of TorchScript runs without Python, so a TorchFunctionMode does not see it.
+    The interpreter of TorchScript runs without Python: a TorchFunctionMode does not see it, and a TorchDispatchMode
+    sees its operators but not which function they belong to. So the call operator of the class is replaced while any
+    thread is in here. Calls of other threads run as ever: handlers belong to the thread that has entered.
     """
-    plain = torch.jit.ScriptFunction.__call__
-
-    def call(function: Any, *args: Any, **kwargs: Any) -> Any:
-        return handler(function, lambda: plain(function, *args, **kwargs), args, kwargs)
-
-    scripted: Any = torch.jit.ScriptFunction
-    scripted.__call__ = call
+    thread = threading.get_ident()
+    outer = _HANDLERS.get(thread)
+    with _LOCK:
+        _HANDLERS[thread] = handler
+        _SCRIPTED.__call__ = _call
     try:
         yield
     finally:
-        scripted.__call__ = plain
+        with _LOCK:
+            if outer is None:
+                del _HANDLERS[thread]
+            else:
+                _HANDLERS[thread] = outer
+            if not _HANDLERS:
+                _SCRIPTED.__call__ = _PLAIN_CALL
+
+
+def _call(function: Any, *args: Any, **kwargs: Any) -> Any:
+    handler = _HANDLERS.get(threading.get_ident())
+    if handler is None:
+        return _PLAIN_CALL(function, *args, **kwargs)
+    return handler(function, lambda: _PLAIN_CALL(function, *args, **kwargs), args, kwargs)

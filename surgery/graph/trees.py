@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
 
 def tensors_in(value: Any, above: tuple[int, ...] = ()) -> Iterator[Tensor]:
     """Every tensor of a value, in order: of lists, tuples, dicts, dataclasses and plain objects (an ``ImageList``)."""
@@ -18,6 +20,11 @@ def tensors_in(value: Any, above: tuple[int, ...] = ()) -> Iterator[Tensor]:
     items = value if isinstance(value, tuple | list) else attributes(value).values()
     for item in items:
         yield from tensors_in(item, inside)
+
+
+def own_attributes(module: nn.Module) -> dict[str, Any]:
+    """What a module holds as plain attributes, besides those that every module has."""
+    return {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
 
 
 def attributes(value: Any) -> Mapping[Any, Any]:

@@ -10,7 +10,7 @@ import dis
 import gc
 import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
@@ -19,9 +19,27 @@ import torch
 from torch import Tensor, nn
 
 from surgery.graph.generators import generators_kept
+from surgery.graph.trees import own_attributes
 
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-_CHANCE = ("random", "_random", "secrets", "uuid", "numpy.random", "time", "datetime")
+# What a forward may call outside its own code: modules whose answers hang on nothing but the arguments. All others may
+# read a clock, an environment, the machine or chance.
+_STEADY_STANDARD = (
+    *("builtins", "math", "cmath", "operator", "_operator", "itertools", "functools", "_functools", "collections"),
+    *("_collections", "_collections_abc", "abc", "_abc", "bisect", "_bisect", "heapq", "_heapq", "copy", "copyreg"),
+    *("contextlib", "dataclasses", "enum", "types", "typing", "_typing", "numbers", "fractions", "decimal", "_decimal"),
+    *("statistics", "_statistics", "re", "_sre", "string", "_string", "inspect", "warnings", "_warnings"),
+    "importlib._bootstrap",  # an import of what is imported already
+)
+_STEADY_TORCH = (
+    *("torch.nn", "torch.functional", "torch.special", "torch.linalg", "torch.fft", "torch._VF", "torch._tensor"),
+    *("torch._C._nn", "torch._C._linalg", "torch._C._special", "torch._C._fft", "torch._ops", "torch.ops"),
+    *("torch.overrides", "torch.fx", "torch.jit", "torch._jit_internal", "torch.compiler", "torch.utils.checkpoint"),
+)
+_STEADY_OF_TORCH = ("_assert", "is_tensor", "is_floating_point", "is_complex", "sym_int", "sym_max", "sym_min")
+_STEADY_NUMPY = ("numpy", "numpy._core", "numpy.core", "numpy.lib")
+_STEADY_OBJECTS = (torch.Tensor, torch.Size, torch.dtype, torch.device)
+_UNSTEADY_BUILTINS = ("id", "hash", "input")
+_TRACERS = ("torch", "torchvision.models.feature_extraction", "surgery.graph")
 _OPERATORS = (
     *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv"),
     *("floordiv", "rfloordiv", "mod", "rmod", "pow", "rpow", "neg", "abs"),
@@ -66,27 +84,27 @@ class Surroundings:
 
 @contextlib.contextmanager
 def steady(block: nn.Module, known: Surroundings) -> Iterator[None]:
-    """Raise UnsteadyError where what runs in here draws random numbers, reads a clock or changes what it reads.
+    """Raise UnsteadyError where what runs in here asks chance, a clock or the machine, or changes what it reads.
 
     Generators are put back to where they were. Variables outside the block are compared once they are ``known``: from
     the second time on.
     """
-    chance: set[str] = set()
+    asked: set[str] = set()
     profile = sys.getprofile()
     held = {**_attribute_state(block), **known.state()}
     with generators_kept() as drawn:
         collects = gc.isenabled()
         gc.disable()  # a collection would run finalizers of whatever else there is, and they are not the forward
-        sys.setprofile(_watcher(known, chance))
+        sys.setprofile(_watcher(known, asked))
         try:
             yield
         finally:
             sys.setprofile(profile)
             if collects:
                 gc.enable()
-        chance |= drawn()
-    if chance:
-        raise UnsteadyError(f"its forward asks {', '.join(sorted(chance))}")
+        asked |= drawn()
+    if asked:
+        raise UnsteadyError(f"its forward asks {', '.join(sorted(asked))}, which may answer otherwise next time")
     after = {**known.state(), **_attribute_state(block)}
     changed = [name for name in {**after, **held} if name in held or name not in known.state()]
     changed = [name for name in changed if held.get(name) != after.get(name)]
@@ -94,21 +112,64 @@ def steady(block: nn.Module, known: Surroundings) -> Iterator[None]:
         raise UnsteadyError(f"its forward changes {', '.join(changed or known.rebinds())}")
 
 
-def _watcher(known: Surroundings, chance: set[str]) -> Any:
+def _watcher(known: Surroundings, asked: set[str]) -> Any:
+    """A profile function that notes the forward's own code, and what it calls that may answer otherwise next time."""
+
     def watch(frame: FrameType, event: str, function: Any) -> None:
-        caller = str(frame.f_globals.get("__name__"))
-        if caller.startswith("torch.") or caller == __name__:
-            return
         if event == "call":
-            known.add(frame)
-        elif event == "c_call":
-            owner = getattr(function, "__self__", None)
-            kind = owner if isinstance(owner, type) else type(owner)
-            origin = getattr(function, "__module__", None) or kind.__module__
-            if any(f"{origin}.".startswith(f"{name}.") for name in _CHANCE):
-                chance.add(origin.strip("_"))
+            module = str(frame.f_globals.get("__name__"))
+            if _is_standard(module) or _is_below(module, _TRACERS):
+                if _is_forward(frame.f_back) and not _is_steady_code(module, frame.f_code.co_name):
+                    asked.add(f"{module}.{frame.f_code.co_name}")
+            else:
+                known.add(frame)
+        elif event == "c_call" and _is_forward(frame) and not _is_steady_builtin(function):
+            asked.add(f"{_origin(function)}.{getattr(function, '__name__', '')}")
 
     return watch
+
+
+def _is_forward(frame: FrameType | None) -> bool:
+    """Whether a frame runs for the traced code: not for torch or the tracer, which the standard library serves too."""
+    while frame is not None and _is_standard(str(frame.f_globals.get("__name__"))):
+        frame = frame.f_back
+    return frame is not None and not _is_below(str(frame.f_globals.get("__name__")), _TRACERS)
+
+
+def _is_standard(module: str) -> bool:
+    return module.partition(".")[0] in sys.stdlib_module_names
+
+
+def _is_below(module: str, packages: Iterable[str]) -> bool:
+    return any(f"{module}.".startswith(f"{package}.") for package in packages)
+
+
+def _is_steady_code(module: str, name: str) -> bool:
+    """Whether a Python function of the standard library, of torch or of the tracer answers alike each time."""
+    if module == "torch":
+        return name in _STEADY_OF_TORCH
+    return module in _STEADY_STANDARD or _is_below(module, (*_STEADY_TORCH, *_TRACERS[1:]))
+
+
+def _is_steady_builtin(function: Any) -> bool:
+    """Whether a function that is not written in Python answers alike each time.
+
+    Operators of torch that draw are known by what they leave: another state of a generator.
+    """
+    owner, origin = getattr(function, "__self__", None), _origin(function)
+    if origin == "torch" and not isinstance(owner, ModuleType):
+        return isinstance(owner, _STEADY_OBJECTS) or function.__qualname__.startswith("_VariableFunctions")
+    if origin == "builtins":
+        return function.__name__ not in _UNSTEADY_BUILTINS or not isinstance(owner, ModuleType)
+    numpy = origin in _STEADY_NUMPY or _is_below(origin, _STEADY_NUMPY[1:])
+    return isinstance(owner, _STEADY_OBJECTS) or origin in _STEADY_STANDARD or _is_below(origin, _STEADY_TORCH) or numpy
+
+
+def _origin(function: Any) -> str:
+    """The module of a built-in function, or of the class whose method it is."""
+    owner = getattr(function, "__self__", None)
+    kind = owner if isinstance(owner, type) else type(owner)
+    return str(getattr(function, "__module__", None) or kind.__module__)
 
 
 def _attribute_state(block: nn.Module) -> dict[str, Any]:
@@ -116,8 +177,8 @@ def _attribute_state(block: nn.Module) -> dict[str, Any]:
     return {
         f"{prefix}.{name}".strip("."): _comparable(value)
         for prefix, module in block.named_modules()
-        for name, value in vars(module).items()
-        if name not in _OF_EVERY_MODULE and not name.startswith("_tensor_constant")  # these are fx's own
+        for name, value in own_attributes(module).items()
+        if not name.startswith("_tensor_constant")  # these are fx's own
     }
 
 
@@ -141,9 +202,8 @@ def watch_numbers(block: nn.Module) -> None:
         if type(module).__module__.startswith("torch.nn."):
             continue
         mutable = _set_outside_init(type(module))
-        for name, value in list(vars(module).items()):
-            if name not in _OF_EVERY_MODULE:
-                vars(module)[name] = _watched(value, f"{prefix}.{name}".strip("."), name in mutable)
+        for name, value in own_attributes(module).items():
+            vars(module)[name] = _watched(value, f"{prefix}.{name}".strip("."), name in mutable)
 
 
 def _watched(value: Any, name: str, mutable: bool) -> Any:

@@ -1,6 +1,7 @@
 """The seam for methods: one file in this package, one registration, and nothing else changes."""
 
 import dataclasses
+import functools
 import importlib
 import pkgutil
 from typing import Any, ClassVar, Protocol
@@ -79,6 +80,8 @@ def configure(method: Method, options: dict[str, Any]) -> Any:
     return method.Config(**options)
 
 
+@functools.cache
 def _discover() -> None:
+    """Import this package's methods, which register themselves; others register when they are imported."""
     for module in pkgutil.iter_modules(importlib.import_module("surgery.methods").__path__):
         importlib.import_module(f"surgery.methods.{module.name}")

@@ -1,4 +1,6 @@
 import itertools
+import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -7,6 +9,8 @@ from torch import nn
 
 from surgery.errors import TraceError
 from surgery.graph import record
+from surgery.graph.scripted import calls_seen
+from surgery.graph.skeleton import copied
 from tests.small_models import LooksAtValues, Net
 
 
@@ -78,3 +82,44 @@ def test_wrong_size_is_one_clear_error():
 def test_size_that_is_none(size):
     with pytest.raises(ValueError, match=r"input_size=.*a side in pixels \(224\), \(height, width\) or"):
         record(Net("module"), size)
+
+
+class Drawing(Net):
+    def __init__(self):
+        super().__init__("module")
+        self.rng = random.SystemRandom()
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_model_that_cannot_be_copied_is_told_what_it_holds(device):
+    model = Drawing().to(device)
+    with pytest.raises(TraceError, match=r"Drawing cannot be copied.* 'rng' is a SystemRandom \(NotImpl") as raised:
+        record(model, (3, 8, 8))
+    assert "input_size" not in str(raised.value)
+    with pytest.raises(ValueError, match="pass inplace=True"):
+        copied(model)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_calls_of_scripted_functions_in_other_threads_are_theirs():
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    scripted, seen = torch.jit.script(double), []
+
+    def handle(function, run, args, kwargs):
+        seen.append(args[0].item())
+        return run()
+
+    def call(number):
+        return scripted(torch.tensor(number)).item()
+
+    plain = torch.jit.ScriptFunction.__call__
+    with ThreadPoolExecutor(1) as other, calls_seen(handle):
+        assert call(1) == 2
+        assert other.submit(call, 2).result() == 4
+        with calls_seen(lambda function, run, args, kwargs: run()):
+            assert call(3) == 6
+        assert call(4) == 8
+    assert seen == [1, 4]
+    assert torch.jit.ScriptFunction.__call__ is plain

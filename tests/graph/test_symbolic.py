@@ -1,7 +1,12 @@
 import datetime
+import enum
 import gc
 import itertools
+import math
+import os
+import pathlib
 import random
+import re
 import time
 
 import numpy as np
@@ -21,6 +26,10 @@ GENERATOR = np.random.default_rng(0)
 CALLS = itertools.count()
 STATE = {"calls": 0}
 TOTAL = 0
+
+
+class Style(enum.Enum):
+    FUNCTIONAL = "functional"
 
 
 class Deciding(Bottleneck):
@@ -88,6 +97,17 @@ DECISIONS = {
     "a numpy generator of the module": lambda _: GENERATOR.random() < 1e-9,
     "a clock": lambda _: time.time() < 0,
     "a date": lambda _: datetime.datetime.now().year < 2000,
+    "the system's chance": lambda _: random.SystemRandom().random() < 1e-9,
+    "the system's chance in bytes": lambda _: os.urandom(4) == b"none",
+    "an environment variable": lambda _: os.environ.get("DROP") == "1",
+    "a process": lambda _: os.getpid() == 0,
+    "the load of the machine": lambda _: os.getloadavg()[0] < 0,
+    "threads": lambda _: torch.get_num_threads() > 10_000,
+    "a seed": lambda _: torch.initial_seed() == -1,
+    "a seed in training": lambda block: block.training and torch.initial_seed() == -1,
+    "whether gradients are recorded": lambda _: torch.is_grad_enabled() is None,
+    "a hash": lambda _: hash("text") == 0,
+    "a folder": lambda _: pathlib.Path("none").exists(),
     "a step counter": counted,
     "a counter that alternates": lambda _: next(CALLS) % 2 == 0,
     "a counter outside": noted,
@@ -137,8 +157,13 @@ def test_control_flow_on_what_may_change_refuses_the_rewriting_whatever_is_drawn
         lambda block: not block.residual,
         lambda block: block.conv1.in_channels != 16,
         lambda block: block.style != "functional",
+        lambda block: math.gcd(block.stride, 4) > 1 or max(itertools.chain([block.stride], (1,))) > 1,
+        lambda block: re.match("f", block.style) is None,
+        lambda block: bool(np.prod(np.array([block.stride, 1])) > 1),
+        lambda block: torch.jit.is_scripting() or torch.jit.is_tracing(),
+        lambda block: Style(block.style) is not Style.FUNCTIONAL,
     ],
-    ids=["int", "bool", "shape", "string"],
+    ids=["int", "bool", "shape", "string", "arithmetic", "pattern", "numpy", "tools of torch", "enum"],
 )
 def test_structure_may_decide(decide):
     model, plan = planned(decide)
