@@ -40,6 +40,12 @@ class ExportError(SurgeryError):
     """A model cannot be written in another runtime's format, or the file computes something else."""
 
 
+def described(error: Exception) -> str:
+    """An exception's message, after its kind where the message alone may say nothing (``KeyError: 'a'``)."""
+    kind = "" if isinstance(error, SurgeryError | TypeError | ValueError | RuntimeError) else f"{type(error).__name__} "
+    return f"{kind}{error!s:.1000}"
+
+
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Raise ValueError unless ``value`` is one of ``choices``."""
     accepted = list(choices)
