@@ -98,6 +98,7 @@ def test_a_download_that_fails_on_its_way_says_what_to_do(monkeypatch, name):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Nothing)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", address := f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
     try:
         with pytest.raises(SourceError) as caught:
             surgery.create(name, pretrained=True)
