@@ -25,7 +25,7 @@ FLOOR = 16_000 * CALL  # what the smallest file may ask for, under a second; tim
 PER_TENSOR = 24 * CALL  # timm's networks take at most eleven calls for each tensor
 PYTHON_EVENT = 16  # units of a call of a function, in Python or in C, and of its return (some 0.1 µs each)
 REGISTERED = 4_000  # parameters and buffers that may be registered besides those in the file: features_only leaves
-REGISTERED_PER_TENSOR = 2  # most of a network away after it is built; and edits take away norms, layers, heads
+REGISTERED_PER_TENSOR = 1.5  # most of a network away after it is built; and edits take away norms, layers, heads
 PER_ELEMENT = 64  # building writes a weight several times, and what an edit cuts away before it is cut away
 LARGEST = 2**17  # numbers up to this may stand in any file
 
@@ -106,7 +106,7 @@ class Budget:
 
         A profiler that is at work already is left alone; then Python's calls are not counted.
         """
-        allowed = REGISTERED + REGISTERED_PER_TENSOR * self.tensors
+        allowed = REGISTERED + int(REGISTERED_PER_TENSOR * self.tensors)
         thread = threading.get_ident()
 
         def register(*_: object) -> None:

@@ -4,8 +4,8 @@
 
 Sound files of every kind are changed in one to three places (manifest, tensors, header) and loaded. What is found is
 printed with the number of the file, which makes it again: ``--first N --files 1``. Found is: any exception but
-CheckpointError, more than two seconds of processor time, memory that cannot be had, a socket, a process, a file that is
-opened besides the one (library code aside).
+CheckpointError, more processor time than a file of this size may take, memory that cannot be had, a socket, a process,
+a file that is opened besides the one (library code aside).
 """
 
 import argparse
@@ -45,7 +45,8 @@ from surgery.preprocessing import Preprocessing
 from surgery.source import _BUILDERS
 from tests.small_models import Net
 
-SECONDS = 2.0
+SECONDS = 2.0  # of processor time, for the smallest file
+PER_MEBIBYTE = 3.0  # and for each of a file's header, where tensors are: some 70 bytes for each
 PATIENCE = 60  # seconds after which a load that waits, instead of computing, is ended
 MEMORY = 2 << 30  # bytes of address space on top of what the process has when it starts
 SIZE = (3, 32, 32)
@@ -511,8 +512,9 @@ def guard() -> Guard:
 
 def verdict(path: Path) -> str:
     """``loaded``, ``refused``, or what is wrong with how the file was loaded."""
+    allowed = _seconds(path)
     outcome, start = "loaded", time.process_time()
-    with guard().watching(str(path)) as seen, _alarm():
+    with guard().watching(str(path)) as seen, _alarm(allowed):
         try:
             surgery.load(path)
         except CheckpointError as error:
@@ -524,7 +526,17 @@ def verdict(path: Path) -> str:
     seconds = time.process_time() - start
     if seen:
         return "; ".join(seen)
-    return f"took {seconds:.1f} s" if seconds > SECONDS and outcome in ("loaded", "refused") else outcome
+    return f"took {seconds:.1f} s" if seconds > allowed and outcome in ("loaded", "refused") else outcome
+
+
+def _seconds(path: Path) -> float:
+    """Processor time that a file may take: in proportion to it."""
+    size = path.stat().st_size if path.exists() else 0
+    header = 0
+    if size:
+        with path.open("rb") as file:
+            header = min(size, int.from_bytes(file.read(8), "little"))
+    return SECONDS + PER_MEBIBYTE * header / 2**20
 
 
 def _refusal(error: BaseException) -> str:
@@ -537,11 +549,11 @@ def _refusal(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _alarm() -> Iterator[None]:
+def _alarm(allowed: float) -> Iterator[None]:
     def ring(number: int, frame: object) -> None:
         raise Hang
 
-    clocks = ((signal.SIGPROF, signal.ITIMER_PROF, 2 * SECONDS), (signal.SIGALRM, signal.ITIMER_REAL, PATIENCE))
+    clocks = ((signal.SIGPROF, signal.ITIMER_PROF, 2 * allowed), (signal.SIGALRM, signal.ITIMER_REAL, PATIENCE))
     before = [signal.signal(number, ring) for number, _, _ in clocks]
     try:
         for _, clock, seconds in clocks:

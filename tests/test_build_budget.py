@@ -148,7 +148,7 @@ def test_parameters_end_where_the_file_has_none(kind):
 
     with pytest.raises(BudgetError, match="cannot have more parameters than the 0 tensors"), Budget(0, 0).building():
         register()
-    with Budget(50, 50).building():
+    with Budget(70, 70).building():
         register()
 
 
