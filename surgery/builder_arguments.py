@@ -10,14 +10,14 @@ import inspect
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import timm
 import torchvision
 from torch import nn
 
-from surgery.build_budget import LARGEST
+from surgery.build_budget import LARGEST, Limits
 from surgery.errors import SourceError
 
 MOST_VALUES = 1_000
@@ -29,6 +29,8 @@ _OUTSIDE = re.compile(
     r"|(\w+_)?(path|file|filename|url|uri|dir|folder|hub|repo|repo_id|revision)s?"
 )
 _OF_ARCHITECTURE = re.compile(r"(\w+_)?drop_path|pretrained_window_sizes?")  # but these are plain numbers
+_WINDOW = re.compile(r"window|kernel|grid|patch|stride|dilat|pool|bins|block_size|halo|neigh|ws")
+_IMAGE = re.compile(r"im(g|age)|resolution|size")
 _ADDRESS = re.compile(r"[/\\:~\x00-\x1f]|\.(pth?|tar|bin|ckpt|safetensors|npz|onnx|jit|json|ya?ml)$", re.IGNORECASE)
 _OF_EVERY_TIMM_BUILDER = ("features_only", "out_indices", "feature_cls", "scriptable", "exportable", "no_jit")
 
@@ -45,11 +47,22 @@ def plain_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
     return _Plain().value("kwargs", wanted, 0)
 
 
-def check_numbers(kwargs: dict[str, Any], largest: int = LARGEST) -> None:
-    """Raise SourceError where the whole numbers of plain arguments are more than ``largest`` in all."""
-    total = sum(_whole_numbers(kwargs))
-    if total > largest:
-        raise SourceError(f"kwargs: whole numbers add up to {total:.6g}; at most {largest} fits such a network")
+def check_numbers(kwargs: dict[str, Any], limits: Limits = Limits()) -> None:  # noqa: B008 (frozen)
+    """Raise SourceError where the whole numbers of plain arguments are more than a network may be asked for."""
+    total = 0
+    for name, number in _whole_numbers("", kwargs):
+        total += number
+        largest = _limit(name, limits)
+        if number > largest:
+            raise SourceError(f"kwargs: {name}={number:.6g}; at most {largest} fits such a network")
+    if total > limits.total:
+        raise SourceError(f"kwargs: whole numbers add up to {total:.6g}; at most {limits.total} fits such a network")
+
+
+def _limit(name: str, limits: Limits) -> int:
+    if _WINDOW.search(name):
+        return limits.window
+    return limits.image if _IMAGE.search(name) else limits.each
 
 
 def check_known(function: Callable[..., Any], kwargs: dict[str, Any], *, shared: bool) -> None:
@@ -135,10 +148,16 @@ def _leaf(where: str, value: Any) -> Any:
     )
 
 
-def _whole_numbers(value: Any) -> list[int]:
-    if isinstance(value, dict | list):
-        return [n for item in (value.values() if isinstance(value, dict) else value) for n in _whole_numbers(item)]
-    return [abs(value)] if isinstance(value, int) else []
+def _whole_numbers(name: str, value: Any) -> Iterator[tuple[str, int]]:
+    """Magnitudes, each with the name of the argument that holds it, however deep in lists."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _whole_numbers(key, item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _whole_numbers(name, item)
+    elif isinstance(value, int):
+        yield name, abs(value)
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from surgery.atomic_file import write_atomically
 from surgery.build_budget import Budget
 from surgery.checked_model import check_model, unwrapped
 from surgery.edit import history
-from surgery.errors import CheckpointError, SurgeryError
+from surgery.errors import CheckpointError, described
 from surgery.input_size import InputSize
 from surgery.manifest import SCHEMA, Manifest, parse_manifest
 from surgery.preprocessing import MEMORY as PREPROCESSING
@@ -110,7 +110,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn
         if _needs_values(model):
             model = _fill(rebuild(manifest.source, manifest.edits, budget, values=True), tensors)
     except Exception as error:  # what builders and edits raise for a foreign description is of any kind
-        raise CheckpointError(f"{_name(path)} cannot be rebuilt: {_words(error)}") from error
+        raise CheckpointError(f"{_name(path)} cannot be rebuilt: {described(error)}") from error
     setattr(model, MEMORY, manifest.source)
     if manifest.preprocessing is not None:
         setattr(model, PREPROCESSING, manifest.preprocessing)
@@ -160,11 +160,6 @@ def _add_aliases(path: str | os.PathLike[str], manifest: Manifest, tensors: dict
                 "a tensor in the file, are needed"
             )
     tensors |= {alias: tensors[name] for alias, name in manifest.aliases.items()}
-
-
-def _words(error: Exception) -> str:
-    expected = isinstance(error, SurgeryError | ValueError)
-    return f"{'' if expected else type(error).__name__ + ' '}{error!s:.1000}"
 
 
 def _fill(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:

@@ -51,6 +51,12 @@ def is_whole(value: Any, least: float = -math.inf, most: float = math.inf, kind:
     return isinstance(value, kind) and not isinstance(value, bool) and bool(least <= value <= most)
 
 
+def described(error: Exception) -> str:
+    """An exception's message, after its kind where the message alone may say nothing (``KeyError: 'a'``)."""
+    kind = "" if isinstance(error, SurgeryError | TypeError | ValueError | RuntimeError) else f"{type(error).__name__} "
+    return f"{kind}{error!s:.1000}"
+
+
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Raise ValueError unless ``value`` is one of ``choices``."""
     accepted = list(choices)

@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import timm
 import torch
 import torchvision
-from huggingface_hub import constants, try_to_load_from_cache
+from timm.models import PretrainedCfg
 
 from surgery.errors import SourceError
 
@@ -59,20 +60,47 @@ def published(builder: str, name: str) -> Published | None:
     return None
 
 
+def from_cache(name: str) -> dict[str, Any]:
+    """Arguments with which timm reads the hub's weights from the cache; without, it asks for a newer version first.
+
+    Empty where the weights are not there, or not the hub's.
+    """
+    config = _config(name)
+    file = _cached_file(config) if config is not None and config.hf_hub_id else None
+    return {} if file is None else {"pretrained_cfg_overlay": {"file": file}}
+
+
 def _of_timm(name: str) -> Published | None:
+    config = _config(name)
+    if config is None:
+        return None
+    if config.hf_hub_id:
+        from huggingface_hub import constants
+
+        repository = str(config.hf_hub_id).partition("@")[0]
+        cached = _cached_file(config) is not None
+        cache = str(constants.HF_HUB_CACHE)
+        return Published(repository, constants.ENDPOINT, cache, "HF_HUB_CACHE", cached, hub=True)
+    return _of_address(name, str(config.url))
+
+
+def _config(name: str) -> PretrainedCfg | None:
+    """Where timm has a network's weights from; None where it has none, or not from a server."""
     try:
         config = timm.get_pretrained_cfg(name)
     except RuntimeError:  # no such tag; timm's own message says which there are
         return None
-    if config is None or not config.has_weights or config.file or config.state_dict:
-        return None
-    if config.hf_hub_id:
-        repository, _, revision = str(config.hf_hub_id).partition("@")
-        files = (config.hf_hub_filename,) if config.hf_hub_filename else FILES
-        cached = any(isinstance(try_to_load_from_cache(repository, f, revision=revision or None), str) for f in files)
-        cache = str(constants.HF_HUB_CACHE)
-        return Published(repository, constants.ENDPOINT, cache, "HF_HUB_CACHE", cached, hub=True)
-    return _of_address(name, str(config.url))
+    return None if config is None or not config.has_weights or config.file or config.state_dict else config
+
+
+def _cached_file(config: PretrainedCfg) -> str | None:
+    """The file in the hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repository, _, revision = str(config.hf_hub_id).partition("@")
+    names = (config.hf_hub_filename,) if config.hf_hub_filename else FILES
+    paths = (try_to_load_from_cache(repository, name, revision=revision or None) for name in names)
+    return next((path for path in paths if isinstance(path, str)), None)
 
 
 def _of_torchvision(name: str) -> Published | None:
@@ -92,7 +120,7 @@ def _of_address(name: str, address: str) -> Published:
 
 @contextmanager
 def weights_at_hand(builder: str, name: str, wanted: bool = True) -> Iterator[None]:
-    """While inside, a network may be built with ``pretrained=True``; what the cache holds is read without a connection.
+    """While inside, a network may be built with ``pretrained=True``; a download that fails is one line with advice.
 
     Args:
         wanted: whether it is; else nothing is done.
@@ -107,15 +135,17 @@ def weights_at_hand(builder: str, name: str, wanted: bool = True) -> Iterator[No
     if weights is not None and not weights.cached:
         _check_server(weights)
     try:
-        with _offline(weights is not None and weights.hub and weights.cached):
-            yield
-    except OSError as error:  # of the hub's, urllib's and the disk's
-        raise SourceError(_advice(weights, f"{builder}/{name}" if name else builder, _first_line(error))) from error
+        yield
+    except (OSError, SourceError) as error:
+        reason = error.__cause__ if isinstance(error, SourceError) else error
+        if not isinstance(reason, OSError):  # of the hub's, urllib's and the disk's
+            raise
+        raise SourceError(_advice(weights, f"{builder}/{name}" if name else builder, _first_line(reason))) from reason
 
 
 def _check_server(weights: Published) -> None:
     """Ask the server for any answer, once."""
-    if weights.hub and constants.HF_HUB_OFFLINE:
+    if weights.hub and _is_offline():
         raise SourceError(_advice(weights, weights.name, "HF_HUB_OFFLINE forbids a download"))
     request = urllib.request.Request(weights.server, method="HEAD")
     try:
@@ -144,12 +174,7 @@ def _first_line(error: Exception) -> str:
     return text.splitlines()[0]
 
 
-@contextmanager
-def _offline(wanted: bool) -> Iterator[None]:
-    """Keeps the hub's library to its cache: it would ask for a newer version, again and again where nobody answers."""
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or wanted
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)

@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 from surgery.build_budget import LARGEST
 from surgery.builder_arguments import check_known, check_timm_name, plain_arguments
 from surgery.errors import is_whole
-from surgery.pretrained_weights import weights_at_hand
+from surgery.pretrained_weights import from_cache, weights_at_hand
 from surgery.source import register_builder
 
 OUTPUT_STRIDE = 8
@@ -120,7 +120,8 @@ def pspnet(
     check_known(timm.model_entrypoint(backbone), of_backbone, shared=True)
     arguments: dict[str, Any] = {"features_only": True, "output_stride": OUTPUT_STRIDE, "out_indices": (3, 4)}
     with weights_at_hand("timm", backbone, pretrained):
-        created = timm.create_model(backbone, pretrained=pretrained, **arguments, **of_backbone)
+        cached = from_cache(backbone) if pretrained else {}
+        created = timm.create_model(backbone, pretrained=pretrained, **arguments, **of_backbone, **cached)
     network = cast(FeatureListNet, created)
     if network.feature_info.reduction() != [OUTPUT_STRIDE] * 2:
         raise ValueError(f"backbone={backbone!r} cannot have output stride {OUTPUT_STRIDE}; resnet50 and its kin can")

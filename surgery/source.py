@@ -24,11 +24,11 @@ from surgery.builder_arguments import (
 )
 from surgery.edit import Edit, apply, history
 from surgery.edit_arguments import affordable
-from surgery.errors import SourceError, SurgeryError, check_choice
+from surgery.errors import SourceError, SurgeryError, check_choice, described
 from surgery.graph import ModelGraph, record
 from surgery.graph.skeleton import meta_copy
 from surgery.input_size import InputSize
-from surgery.pretrained_weights import weights_at_hand
+from surgery.pretrained_weights import from_cache, weights_at_hand
 from surgery.source_inference import guesses, input_size_of
 
 Builder = Callable[..., nn.Module]
@@ -137,18 +137,13 @@ def build(source: Source, *, pretrained: bool = False, budget: Budget | None = N
     try:
         builder = _builder(source, pretrained)
         if budget is not None:
-            check_numbers(source.kwargs, budget.largest)
-        with budget.counting() if budget is not None else contextlib.nullcontext():
+            check_numbers(source.kwargs, budget.limits)
+        with budget.building() if budget is not None else contextlib.nullcontext():
             return _call(builder, source.kwargs)
     except BudgetError as error:
         raise BudgetError(f"{source} cannot be built: {error}") from error
     except Exception as error:  # a builder may raise anything, for arguments that nobody thought of
-        raise SourceError(f"{source} cannot be built: {_words(error)}") from error
-
-
-def _words(error: Exception) -> str:
-    kind = "" if isinstance(error, SurgeryError | TypeError | ValueError | RuntimeError) else f"{type(error).__name__} "
-    return f"{kind}{error!s:.500}"
+        raise SourceError(f"{source} cannot be built: {described(error)}") from error
 
 
 def _builder(source: Source, pretrained: bool) -> Builder:
@@ -156,7 +151,8 @@ def _builder(source: Source, pretrained: bool) -> Builder:
     if source.builder == "timm":
         check_timm_name(source.name)
         check_known(timm.model_entrypoint(source.name), source.kwargs, shared=True)
-        return functools.partial(timm.create_model, source.name, pretrained=pretrained)
+        cached = from_cache(source.name) if pretrained else {}
+        return functools.partial(timm.create_model, source.name, pretrained=pretrained, **cached)
     if source.builder == "torchvision":
         return _torchvision_builder(source, pretrained)
     function = _BUILDERS.get(source.builder)
@@ -205,7 +201,9 @@ def build_on_meta(source: Source, *, budget: Budget | None = None) -> nn.Module:
             return build(source, budget=budget)
     except BudgetError:
         raise
-    except SourceError:
+    except SourceError as error:
+        if isinstance(error.__cause__, MemoryError):
+            raise
         return meta_copy(build(source, budget=budget))
 
 
@@ -274,7 +272,7 @@ class _Comparison:
     def difference(self, source: Source) -> str:
         """The first difference between the model and what a source gives, or ""."""
         values = self.recorded.needs_values
-        budget = Budget(self.budget.tensors, self.budget.elements)
+        budget = self.budget.again()
         try:
             rebuilt = rebuild(source, history(self.model), budget, values=values)
         except SurgeryError as error:

@@ -4,8 +4,8 @@
 
 Sound files of every kind are changed in one to three places (manifest, tensors, header) and loaded. What is found is
 printed with the number of the file, which makes it again: ``--first N --files 1``. Found is: any exception but
-CheckpointError, more than two seconds of processor time, memory that cannot be had, a socket, a process, a file that is
-opened besides the one (library code aside).
+CheckpointError, more processor time than a file of this size may take, memory that cannot be had, a socket, a process,
+a file that is opened besides the one (library code aside).
 """
 
 import argparse
@@ -38,12 +38,15 @@ from torch import nn
 from tqdm import tqdm
 
 import surgery
+from surgery.builder_arguments import _names as names_of
 from surgery.checkpoint import _digest, _ordered
 from surgery.errors import CheckpointError
 from surgery.preprocessing import Preprocessing
+from surgery.source import _BUILDERS
 from tests.small_models import Net
 
-SECONDS = 2.0
+SECONDS = 2.0  # of processor time, for the smallest file
+PER_MEBIBYTE = 3.0  # and for each of a file's header, where tensors are: some 70 bytes for each
 PATIENCE = 60  # seconds after which a load that waits, instead of computing, is ended
 MEMORY = 2 << 30  # bytes of address space on top of what the process has when it starts
 SIZE = (3, 32, 32)
@@ -204,6 +207,10 @@ VALUES: tuple[Any, ...] = (
     *(None, True, False, "", "a", "é\x00", "x" * 5_000, [], {}, [1], [[1]], {"a": 1}, [None] * 4, "0", "resnet18"),
     *(*ADDRESSES, *NUMBERS, [10**9, 1, 1, 1], [1] * 5_000, [[10**9, "ReLU"]], _nested(60), {"a": {"b": {"c": [1]}}}),
 )
+WORK: tuple[Any, ...] = (  # what a loop may run over, alone and for each of four stages
+    *(150, 255, 256, 1_000, 1_024, 8_000, 32_000, [150] * 4, [255] * 4, [1, 30_000, 1, 1], [256, 256], [1_000] * 3),
+    *([1_000, 1_000], [32_000] * 2, [[150, 150]] * 4, [255, 1], 100_000.0),
+)
 HOSTILE: dict[str, tuple[Any, ...]] = {
     "checkpoint_path": ("/etc/passwd", "w.pth"),
     "pretrained": (True, 1, "yes"),
@@ -255,12 +262,20 @@ EDITS: tuple[dict[str, Any], ...] = (
     {"method": "squeeze-conv", "site": "conv1", "channels": [3, 64], "arguments": {"squeezed": 1, "tau": 0.5}},
     {"method": "__init__", "site": "__class__"},
 )
+
+
+def _repeated(count: int) -> str:
+    """Entries of an object; the last key is there twice."""
+    return "".join(f'"k{index}": "", ' for index in (*range(count), count - 1))
+
+
 TEXTS: tuple[Callable[[str], str], ...] = (
     lambda text: "5",
     lambda text: "",
     lambda text: text[: len(text) // 2],
     lambda text: "[" * 200_000 + "]" * 200_000,
     lambda text: text.replace('"schema": 1', '"schema": 1, "schema": 1'),
+    lambda text: text.replace('"versions": {', '"versions": {' + _repeated(20_000)),
     lambda text: text.replace('"schema": 1', '"schema": true'),
     lambda text: text.replace('"schema": 1', '"schema": ' + "9" * 5_000),
     lambda text: text.replace('"kwargs": {', '"kwargs": {"a": NaN, '),
@@ -317,15 +332,37 @@ def _argument(case: Case, draw: random.Random, sound: list[Sound]) -> None:
     """An argument for the builder."""
     source = case.manifest.get("source")
     if isinstance(source, dict) and isinstance(source.get("kwargs"), dict):
-        name = draw.choice(list(HOSTILE))
-        source["kwargs"][name] = copy.deepcopy(draw.choice((*HOSTILE[name], draw.choice(VALUES))))
+        source["kwargs"] |= _arguments(draw, source.get("builder"), source.get("name"), 1)
 
 
 def _builder(case: Case, draw: random.Random, sound: list[Sound]) -> None:
     """Another builder and name, and some arguments."""
     builder, names = draw.choice(_names())
-    kwargs = {name: draw.choice(HOSTILE[name]) for name in draw.sample(list(HOSTILE), draw.choice((0, 1, 2)))}
-    case.manifest["source"] = {"builder": builder, "name": draw.choice(names), "kwargs": copy.deepcopy(kwargs)}
+    name = draw.choice(names)
+    kwargs = _arguments(draw, builder, name, draw.choice((0, 1, 2)))
+    case.manifest["source"] = {"builder": builder, "name": name, "kwargs": kwargs}
+
+
+def _arguments(draw: random.Random, builder: Any, name: Any, count: int) -> dict[str, Any]:
+    """Hostile values for arguments that the builder has, or that are hostile by their name."""
+    own = arguments_of(str(builder), str(name))
+    names = [draw.choice(draw.choice((own, list(HOSTILE)))) for _ in range(count)]
+    values = {key: draw.choice((*HOSTILE.get(key, ()), *WORK, draw.choice(VALUES))) for key in names}
+    return copy.deepcopy(values)
+
+
+@cache
+def arguments_of(builder: str, name: str) -> list[str]:
+    """Arguments in the signatures that a builder's are checked against; of no known builder, the hostile ones."""
+    if builder == "timm" and timm.is_model(name):
+        function = timm.model_entrypoint(name)
+    elif builder == "torchvision" and name in torchvision.models.list_models():
+        function = torchvision.models.get_model_builder(name)
+    elif builder in _BUILDERS:
+        function = _BUILDERS[builder]
+    else:
+        return list(HOSTILE)
+    return sorted(names_of(function, shared=builder in ("timm", "torchvision")) or HOSTILE)
 
 
 @cache
@@ -377,8 +414,16 @@ def _many(case: Case, draw: random.Random, sound: list[Sound]) -> None:
         "aliases": {f"a{index}": first for index in range(count)},
         "versions": {f"v{index}": "1" for index in range(count)},
     }
-    key = draw.choice(list(many))
-    case.manifest[key] = many[key]
+    key = draw.choice((*many, "keys", "tensors", "layers"))
+    if key in many:
+        case.manifest[key] = many[key]
+    elif key == "keys":
+        case.text = lambda text: text.replace('"versions": {', '"versions": {' + _repeated(count))
+    else:
+        size = draw.choice((0, 0, 1))
+        case.tensors |= {f"t{index}": torch.zeros(size) for index in range(min(count, 20_000))}
+    if key == "layers":
+        case.manifest["source"] = {"builder": "timm", "name": "resnet50", "kwargs": {"layers": [30_000, 1, 1, 1]}}
 
 
 def _tensors(case: Case, draw: random.Random, sound: list[Sound]) -> None:
@@ -422,7 +467,7 @@ def _header(case: Case, draw: random.Random, sound: list[Sound]) -> None:
 
 
 _CHANGES = (_replace, _nudge, _delete, _argument, _builder, _edit, _edit_argument, _many, _tensors, _text, _header)
-_WEIGHTS = (20, 12, 5, 14, 12, 8, 10, 1, 8, 4, 6)
+_WEIGHTS = (20, 12, 5, 16, 16, 8, 10, 1, 8, 4, 6)
 
 
 # -- loading ----------------------------------------------------------------------------------------------------------
@@ -467,8 +512,9 @@ def guard() -> Guard:
 
 def verdict(path: Path) -> str:
     """``loaded``, ``refused``, or what is wrong with how the file was loaded."""
+    allowed = _seconds(path)
     outcome, start = "loaded", time.process_time()
-    with guard().watching(str(path)) as seen, _alarm():
+    with guard().watching(str(path)) as seen, _alarm(allowed):
         try:
             surgery.load(path)
         except CheckpointError as error:
@@ -480,7 +526,17 @@ def verdict(path: Path) -> str:
     seconds = time.process_time() - start
     if seen:
         return "; ".join(seen)
-    return f"took {seconds:.1f} s" if seconds > SECONDS and outcome in ("loaded", "refused") else outcome
+    return f"took {seconds:.1f} s" if seconds > allowed and outcome in ("loaded", "refused") else outcome
+
+
+def _seconds(path: Path) -> float:
+    """Processor time that a file may take: in proportion to it."""
+    size = path.stat().st_size if path.exists() else 0
+    header = 0
+    if size:
+        with path.open("rb") as file:
+            header = min(size, int.from_bytes(file.read(8), "little"))
+    return SECONDS + PER_MEBIBYTE * header / 2**20
 
 
 def _refusal(error: BaseException) -> str:
@@ -493,11 +549,11 @@ def _refusal(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _alarm() -> Iterator[None]:
+def _alarm(allowed: float) -> Iterator[None]:
     def ring(number: int, frame: object) -> None:
         raise Hang
 
-    clocks = ((signal.SIGPROF, signal.ITIMER_PROF, 2 * SECONDS), (signal.SIGALRM, signal.ITIMER_REAL, PATIENCE))
+    clocks = ((signal.SIGPROF, signal.ITIMER_PROF, 2 * allowed), (signal.SIGALRM, signal.ITIMER_REAL, PATIENCE))
     before = [signal.signal(number, ring) for number, _, _ in clocks]
     try:
         for _, clock, seconds in clocks:

@@ -1,3 +1,4 @@
+import sys
 import threading
 
 import pytest
@@ -5,7 +6,8 @@ import timm
 import torch
 from torch import nn
 
-from surgery.build_budget import CALL, FLOOR, Budget, BudgetError
+import surgery.source as source_module
+from surgery.build_budget import CALL, FLOOR, PYTHON_EVENT, Budget, BudgetError
 from surgery.errors import SourceError
 from surgery.source import Source, build, build_on_meta
 
@@ -86,5 +88,85 @@ def test_nothing_is_counted_afterwards():
     [{"layers": [10**9, 1, 1, 1]}, {"layers": [100_000, 1, 1, 1]}, {"channels": [10**9] * 4}, {"num_classes": 10**12}],
 )
 def test_builders_that_never_end(kwargs):
-    with pytest.raises(SourceError, match="more than a network of 3 tensors|whole numbers add up to"):
+    with pytest.raises(SourceError, match="more than a network of 3 tensors|fits such a network"):
         build_on_meta(Source("cifar_resnet", "", kwargs), budget=Budget(3, 100))
+
+
+def test_limits_follow_the_file():
+    limits = Budget.of([torch.zeros(21_841, 100), torch.zeros(0, 10**9)]).limits
+    assert (limits.total, limits.each, limits.image, limits.window) == (2_184_100, 87_364, 4 * 1477, 1477)
+    assert Budget.of([torch.zeros(0, 10**9)]).limits == Budget(0, 0).limits
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("tiny_vit_5m_224", {"window_sizes": [150] * 4}),
+        ("tiny_vit_5m_224", {"window_sizes": [1, 30_000, 1, 1]}),
+        ("efficientvit_m0", {"img_size": 20_000, "window_size": [1_000] * 3}),
+        ("efficientvit_m0", {"img_size": 1_024, "window_size": [200] * 3}),
+    ],
+)
+def test_loops_of_python_end(name, kwargs):
+    with pytest.raises(SourceError, match="more than a network of 3 tensors|fits such a network"):
+        build_on_meta(Source("timm", name, kwargs), budget=Budget(3, 100))
+    assert sys.getprofile() is None
+
+
+def test_python_s_calls_are_counted_while_building_only():
+    budget = Budget(0, 0)
+    with budget.building():
+        [abs(n) for n in range(1_000)]
+    assert 2_000 * PYTHON_EVENT <= FLOOR - budget.left < 2_100 * PYTHON_EVENT
+    left = budget.left
+    [abs(n) for n in range(1_000)]
+    assert budget.left == left
+
+
+def test_a_profiler_at_work_goes_on():
+    def profiler(*_):
+        return None
+
+    sys.setprofile(profiler)
+    try:
+        with Budget(0, 0).building():
+            assert sys.getprofile() is profiler
+        assert sys.getprofile() is profiler
+    finally:
+        sys.setprofile(None)
+
+
+@pytest.mark.parametrize("kind", ["parameter", "buffer"])
+def test_parameters_end_where_the_file_has_none(kind):
+    def register():
+        module = nn.Module()
+        for index in range(4_100):
+            if kind == "parameter":
+                module.register_parameter(f"p{index}", nn.Parameter(torch.zeros(0)))
+            else:
+                module.register_buffer(f"b{index}", torch.zeros(0), persistent=False)
+
+    with pytest.raises(BudgetError, match="cannot have more parameters than the 0 tensors"), Budget(0, 0).building():
+        register()
+    with Budget(70, 70).building():
+        register()
+
+
+def test_empty_tensors_buy_nothing():
+    assert Budget.of([torch.zeros(0)] * 20_000) == Budget(0, 0)
+    budget = Budget.of([torch.zeros(0)] * 20_000)
+    with pytest.raises(BudgetError, match="cannot have more parameters|more than a network"):
+        build_on_meta(Source("timm", "resnet50", {"layers": [30_000, 1, 1, 1]}), budget=budget)
+
+
+def test_without_memory_it_is_not_built_again(monkeypatch):
+    attempts = []
+
+    def hungry():
+        attempts.append(1)
+        raise MemoryError("can't allocate memory")
+
+    monkeypatch.setitem(source_module._BUILDERS, "hungry", hungry)
+    with pytest.raises(SourceError, match="MemoryError can't allocate memory"):
+        build_on_meta(Source("hungry"))
+    assert len(attempts) == 1

@@ -2,6 +2,7 @@ import pytest
 import timm
 import torchvision
 
+from surgery.build_budget import Limits
 from surgery.builder_arguments import (
     check_known,
     check_numbers,
@@ -76,10 +77,28 @@ def test_size_is_bounded():
     for value in (deep, [1] * 1001):
         with pytest.raises(SourceError, match="at most 1000 values, nested at most 8 deep"):
             plain_arguments({"a": value})
-    check_numbers({"a": [100_000, {"b": -30_000}]})
+
+
+def test_whole_numbers_are_bounded_together():
+    check_numbers({"a": [30_000] * 4, "b": {"c": -10_000}})
     with pytest.raises(SourceError, match="whole numbers add up to 140000; at most 131072"):
-        check_numbers({"a": [100_000, {"b": -40_000}]})
-    check_numbers({"num_classes": 10**6}, largest=10**7)
+        check_numbers({"a": [30_000] * 4, "b": {"c": -20_000}})
+    check_numbers({"num_classes": 10**6}, Limits(total=10**7, each=10**6))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"num_classes": 40_000}, "num_classes=40000; at most 32768"),
+        ({"window_sizes": [1, 30_000, 1, 1]}, "window_sizes=30000; at most 256"),
+        ({"deep": [{"window_size": [[-300]]}]}, "window_size=300; at most 256"),
+        ({"img_size": 20_000}, "img_size=20000; at most 1024"),
+    ],
+)
+def test_each_whole_number_is_bounded_by_what_it_stands_for(kwargs, message):
+    with pytest.raises(SourceError, match=message):
+        check_numbers(kwargs)
+    check_numbers(kwargs, Limits(10**6, 10**6, 10**6, 10**6))
 
 
 def test_plain_ones_stay_and_tuples_become_lists():

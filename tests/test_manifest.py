@@ -3,7 +3,7 @@ import json
 import pytest
 
 from surgery.errors import CheckpointError
-from surgery.manifest import parse_manifest
+from surgery.manifest import _without_duplicates, parse_manifest
 
 EDIT = {"method": "match", "site": "", "role": "", "channels": [0, 0], "arguments": {"order": "0a"}, "note": ""}
 PREPROCESSING = {"size": [3, 8, 8], "mean": [0.5] * 3, "std": [0.5] * 3, "classes": ["a"]}
@@ -85,3 +85,23 @@ def test_what_is_none(text, message):
 def test_each_key_says_what_it_accepts(changes, message):
     with pytest.raises(CheckpointError, match=message):
         parse_manifest(changed(**changes))
+
+
+@pytest.mark.parametrize("where", [0, -1])
+def test_a_doubled_key_among_many_is_found_in_one_pass(where):
+    """In C each key is looked at once: counted by comparisons, not by a clock."""
+    comparisons = 0
+
+    class Name(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            nonlocal comparisons
+            comparisons += 1
+            return str.__eq__(self, other)
+
+    pairs = [(Name(f"v{index}"), "1") for index in range(2_000)]
+    pairs.append((Name(pairs[where][0]), "2"))
+    with pytest.raises(ValueError, match=f"the key '{pairs[where][0]}' is there twice"):
+        _without_duplicates(pairs)
+    assert comparisons < 2 * len(pairs)

@@ -3,18 +3,21 @@
 import os
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+import torchvision
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
 import surgery
 from surgery.errors import SourceError
-from surgery.pretrained_weights import published
+from surgery.pretrained_weights import from_cache, published
 
 NOWHERE = "http://127.0.0.1:9"  # the port of a service that nobody runs: refused at once
 
@@ -64,7 +67,66 @@ def test_what_the_cache_holds_needs_no_server(tmp_path):
     model = surgery.create("timm/test_resnet", pretrained=True)
     assert time.monotonic() - begin < 10
     assert torch.equal(model.fc.weight, wanted.fc.weight)
-    assert constants.HF_HUB_OFFLINE is False
+
+
+def test_a_backbone_is_read_from_the_cache_too(tmp_path):
+    wanted = cached(tmp_path, "resnet18")
+    begin = time.monotonic()
+    model = surgery.create("pspnet", backbone="resnet18", pretrained=True, width=8)
+    assert torch.equal(model.backbone.conv1.weight, wanted.conv1.weight)
+    assert time.monotonic() - begin < 10
+    assert set(from_cache("resnet18")["pretrained_cfg_overlay"]) == {"file"}
+
+
+class Nothing(BaseHTTPRequestHandler):
+    """A server that answers, and has no file."""
+
+    def do_HEAD(self):
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")  # of the hub's: without it the library tries again
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, *arguments):
+        """Nothing is printed."""
+
+
+@pytest.mark.parametrize("name", ["timm/test_resnet", "pspnet"])
+def test_a_download_that_fails_on_its_way_says_what_to_do(monkeypatch, name):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Nothing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", address := f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    try:
+        with pytest.raises(SourceError) as caught:
+            surgery.create(name, pretrained=True)
+    finally:
+        server.shutdown()
+        server.server_close()
+    for remedy in ("HF_HUB_CACHE", "model.weights: FILE", "model.pretrained=false", address):
+        assert remedy in str(caught.value)
+
+
+def test_a_download_from_an_address_that_fails_on_its_way(monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Nothing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(weights._value_, "url", f"{address}/resnet18.pth")
+    try:
+        with pytest.raises(SourceError, match="set TORCH_HOME to a cache") as caught:
+            surgery.create("torchvision/resnet18", pretrained=True)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert address in str(caught.value)
+
+
+def test_the_hub_s_library_is_not_imported_by_surgery_itself():
+    source = Path(sys.modules["surgery.pretrained_weights"].__file__).read_text()
+    assert not [line for line in source.splitlines() if line.startswith(("import hugging", "from hugging"))]
 
 
 def test_torchvision(tmp_path):
