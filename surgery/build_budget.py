@@ -26,7 +26,7 @@ PER_TENSOR = 24 * CALL  # timm's networks take at most eleven calls for each ten
 PYTHON_EVENT = 16  # units of a call of a function, in Python or in C, and of its return (some 0.1 µs each)
 REGISTERED = 4_000  # parameters and buffers that may be registered besides those in the file: features_only leaves
 REGISTERED_PER_TENSOR = 1.5  # most of a network away after it is built; and edits take away norms, layers, heads
-PER_ELEMENT = 64  # building writes a weight several times, and what an edit cuts away before it is cut away
+PER_ELEMENT = 128  # building writes a weight several times, what an edit cuts away too, and lists positions of windows
 LARGEST = 2**17  # numbers up to this may stand in any file
 
 
