@@ -46,7 +46,7 @@ def checkpoint(path, classes=10):
         ),
         (["output={file}"], "there is a file of that name"),
         (["output={file}/x"], r"output=.*file/x: .*file is a file; a folder"),
-        (["output=/proc/foo"], r"output=/proc/foo: nothing can be written to /proc"),
+        (["output=/proc/foo"], r"output=/proc/foo: nothing can be written to /"),
         (["surgery.options={taw: 0.3}"], "did you mean 'tau'"),
         (
             ["checkpoint_activations=true", "model.name=torchvision/resnet18", "model.kwargs={}"],
