@@ -1,7 +1,8 @@
 """Images in one folder for each class."""
 
+import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,13 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import is_image_file
 
 from surgery.image_files import is_hidden, open_image
+
+TEST_PARTS = ("val", "test")
+
+
+def held_out_part(folder: str | Path) -> Path | None:
+    """The folder ``val``, else ``test``, in a dataset's folder; None where there is neither."""
+    return next((part for name in TEST_PARTS if (part := Path(folder) / name).is_dir()), None)
 
 
 class ClassFolders(ImageFolder):
@@ -41,3 +49,15 @@ class ClassFolders(ImageFolder):
         if not names:
             raise FileNotFoundError(f"there is no folder of a class in {directory}")
         return names, {name: number for number, name in enumerate(names)}
+
+    @property
+    def files(self) -> list[tuple[str]]:
+        """The file of each image."""
+        return [(path,) for path, _ in self.samples]
+
+    def without(self, left_out: Container[int]) -> "ClassFolders":
+        """The same folders without the images of these indices."""
+        kept = copy.copy(self)
+        kept.samples = [sample for index, sample in enumerate(self.samples) if index not in left_out]
+        kept.imgs, kept.targets = kept.samples, [label for _, label in kept.samples]
+        return kept

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from surgery.checked_model import first_weight, output_for_one_image
-from surgery.class_folders import ClassFolders
+from surgery.class_folders import ClassFolders, held_out_part
 from surgery.eval_mode import eval_mode
 from surgery.extras import check_extra
 from surgery.image_files import open_image
@@ -55,7 +55,7 @@ def evaluate(
 
     known = preprocessing_of(model)
     channels, transform = known.size[0], known.transform()
-    root = next((part for name in ("val", "test") if (part := Path(folder) / name).is_dir()), Path(folder))
+    root = held_out_part(folder) or Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {str(folder)!r}")
     images = ClassFolders(root, transform, loader=lambda path: open_image(path, channels))

@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from tqdm import tqdm
 
 from surgery.checked_model import first_weight, output_for_one_image
+from surgery.class_folders import held_out_part
 from surgery.eval_mode import eval_mode
 from surgery.extras import check_extra
 from surgery.image_files import open_image
@@ -145,7 +146,7 @@ def evaluate(model: nn.Module, folder: str | Path, view: View = WHOLE, *, progre
         ValueError: a file that is no image, a label that is no class, or sizes that differ.
     """
     known, weight = preprocessing_of(model), first_weight(model)
-    root = next((part for name in ("val", "test") if (part := Path(folder) / name).is_dir()), Path(folder))
+    root = held_out_part(folder) or Path(folder)
     pairs, transform = pairs_below(root), known.whole_image()
     total, begin = torch.zeros((), dtype=torch.int64, device=weight.device), time.perf_counter()
     with eval_mode(model), torch.inference_mode():

@@ -24,7 +24,7 @@ from surgery.bench.networks import threads_set_to
 from surgery.bench.timing import Timing, interleaved
 from surgery.errors import SurgeryError
 from surgery.table import table
-from surgery.training.block_distillation import common_blocks
+from surgery.training.block_distillation import distilled_blocks
 from surgery.training.data import make_loader
 from surgery.training.data_set import DataSet
 from surgery.training.data_sets import open_data
@@ -139,10 +139,8 @@ def _set_up(recipe: Recipe, accelerator: Accelerator) -> _Setup:
         network = surgery.convert(original, recipe.surgery.method, strict=True, **recipe.surgery_arguments)
         if settings.distills:
             teacher = original.to(accelerator.device).to(memory_format=make_execution(recipe).memory_format)
-        if settings.block_weight:
-            size = recipe.data.image_size
-            images = torch.zeros(2, 3, size, size, device=accelerator.device)
-            blocks = common_blocks(network.to(accelerator.device), original, images)
+        size = recipe.data.image_size
+        blocks = distilled_blocks(settings, network, original, (3, size, size), accelerator.device)
     return _Setup(recipe, accelerator, data, make_task(recipe, data), stage, settings, network, teacher, blocks)
 
 

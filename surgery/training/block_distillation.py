@@ -119,6 +119,16 @@ def common_blocks(student: nn.Module, teacher: nn.Module, images: Tensor) -> lis
     return sorted(name for name in smallest if not any(name.startswith(f"{other}.") for other in smallest))
 
 
+def distilled_blocks(
+    settings: TrainSettings, student: nn.Module, teacher: nn.Module, image_size: Sequence[int], device: torch.device
+) -> list[str]:
+    """:func:`common_blocks` of networks, moved to ``device``, for images (C, H, W); none where no block is matched."""
+    if not settings.block_weight:
+        return []
+    images = torch.zeros(2, *image_size, device=device)
+    return common_blocks(student.to(device), teacher.to(device), images)
+
+
 def _shapes(outputs: list[Any]) -> list[torch.Size]:
     """The shape of the only output, or nothing where there are several or others than tensors."""
     return [outputs[0].shape] if len(outputs) == 1 and isinstance(outputs[0], Tensor) else []

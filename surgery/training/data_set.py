@@ -1,15 +1,30 @@
 """What a data set is to a recipe, and where its files are."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from torch.utils.data import Dataset
 
 from surgery.training.recipe import DataSettings, RecipeError
 
 DATA_VARIABLE = "SURGERY_DATA"
+
+
+@runtime_checkable
+class ImageFiles(Protocol):
+    """A part of a data set whose items are files each: an image, or an image and its label map."""
+
+    @property
+    def files(self) -> Sequence[tuple[Path | str, ...]]:
+        """The files of each item; none where all of them are in memory already."""
+        ...
+
+    def without(self, left_out: Container[int]) -> Dataset:
+        """The same part without the items of these indices."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Data sets by name: training and test images with labels, as timm's loaders take them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -11,7 +11,7 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from surgery.class_folders import ClassFolders
+from surgery.class_folders import ClassFolders, held_out_part
 from surgery.image_files import open_image
 from surgery.training.data_set import DataSet, data_folder, own_folder
 from surgery.training.image_scan import refuse_or_leave_out
@@ -20,7 +20,7 @@ from surgery.training.segmentation_sets import cityscapes, segmentation_folder
 from surgery.training.shards import shards
 from surgery.training.timm_sets import hugging_face_set, torch_set
 
-TEST_PARTS = ("val", "test")
+SMALL = (32, 32)  # width and height in pixels
 PART_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "eval"})
 
 
@@ -33,6 +33,16 @@ class Images(Dataset):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def files(self) -> tuple[()]:
+        """None: all is in memory."""
+        return ()
+
+    def without(self, left_out: Container[int]) -> "Images":
+        """The same images without those of these indices."""
+        kept = [index for index in range(len(self)) if index not in left_out]
+        return Images(self.pixels[kept], [self.labels[index] for index in kept])
 
     def __getitem__(self, index: int) -> tuple[object, int]:
         image = Image.fromarray(self.pixels[index])
@@ -52,7 +62,7 @@ def digits(settings: DataSettings) -> DataSet:
 
 
 def cifar10(settings: DataSettings) -> DataSet:
-    """CIFAR-10 as image files: ``cifar10/{train,test}/CLASS/*``, decoded once and kept in memory (180 MB)."""
+    """CIFAR-10 as image files: ``cifar10/{train,test}/CLASS/*``, decoded at once and kept in memory (180 MB)."""
     return _small_images(settings, "cifar10", 10)
 
 
@@ -74,11 +84,13 @@ def folder(settings: DataSettings) -> DataSet:
     """
     root = own_folder(settings, "CLASS/* or {train,val}/CLASS/*")
     whole = root / "train" if (root / "train").is_dir() else root
-    test = next((name for name in TEST_PARTS if (root / name).is_dir()), None)
+    test = held_out_part(root)
     if test is not None and whole == root:
-        raise RecipeError(f"data.root={root} has a folder {test} but no train: {{train,{test}}}/CLASS/* is needed")
+        raise RecipeError(
+            f"data.root={root} has a folder {test.name} but no train: {{train,{test.name}}}/CLASS/* is needed"
+        )
     if test is not None:
-        return _folders(root, test)
+        return _folders(root, test.name)
     if not settings.holdout:
         lacking = "no folder val or test" if whole != root else "no folders train and val (or test)"
         raise RecipeError(f"data.root={root} has {lacking}: data.holdout=0.1 would test on a tenth of {whole}")
@@ -105,6 +117,16 @@ class _Part(Dataset):
     def __len__(self) -> int:
         return len(self.chosen)
 
+    @property
+    def files(self) -> list[tuple[str]]:
+        """The file of each image."""
+        samples = self.images.samples
+        return [(samples[index][0],) for index in self.chosen]
+
+    def without(self, left_out: Container[int]) -> "_Part":
+        """The same part without the images of these indices."""
+        return _Part(self.images, [item for index, item in enumerate(self.chosen) if index not in left_out])
+
     def __getitem__(self, index: int) -> tuple[object, int]:
         image, label = self.images[self.chosen[index]]
         return (image if self.transform is None else self.transform(image)), label
@@ -123,8 +145,25 @@ DATA_SETS: dict[str, Callable[[DataSettings], DataSet]] = {
 NAMED_SETS = {"torch": torch_set, "hfds": hugging_face_set}
 
 
-def open_data(settings: DataSettings) -> DataSet:
-    """The recipe's data set; raises RecipeError that lists what there is, or what is missing where."""
+def open_data(settings: DataSettings, say: Callable[[str], None] = tqdm.write) -> DataSet:
+    """The recipe's data set, in memory where its images are small.
+
+    Args:
+        say: is told of small images that are left out (``data.skip_unreadable``).
+
+    Raises:
+        RecipeError: lists what there is, or what is missing where.
+        UnreadableImagesError: small images are damaged (with ``skip_unreadable``: more than half of a part).
+    """
+    data = open_files(settings)
+    if not isinstance(data.train, _SmallImages) or not isinstance(data.test, _SmallImages):
+        return data
+    train, test = (_in_memory(part, settings.skip_unreadable, say) for part in (data.train, data.test))
+    return replace(data, train=train, test=test)
+
+
+def open_files(settings: DataSettings) -> DataSet:
+    """The recipe's data set without decoding anything; raises RecipeError as :func:`open_data` does."""
     source, _, name = settings.name.partition("/")
     if name and source in NAMED_SETS:
         return NAMED_SETS[source](settings)
@@ -133,14 +172,12 @@ def open_data(settings: DataSettings) -> DataSet:
 
 
 def _small_images(settings: DataSettings, name: str, classes: int) -> DataSet:
-    whole = _folders(data_folder(settings, name, ("train", "test")), "test", classes)
-    train, test = (_decoded(part, settings.skip_unreadable) for part in (whole.train, whole.test))
-    return DataSet(train, test, classes, whole.names)
+    return _folders(data_folder(settings, name, ("train", "test")), "test", classes, _SmallImages)
 
 
-def _folders(folder: Path, test: str, classes: int | None = None) -> DataSet:
+def _folders(folder: Path, test: str, classes: int | None = None, kind: type[ClassFolders] = ClassFolders) -> DataSet:
     """The parts ``train`` and ``test`` of a folder, with the same classes (as many as given)."""
-    parts = [_image_folder(folder / name) for name in ("train", test)]
+    parts = [_image_folder(folder / name, kind) for name in ("train", test)]
     first = parts[0].classes
     for part in parts:
         if part.classes != first:
@@ -153,9 +190,9 @@ def _folders(folder: Path, test: str, classes: int | None = None) -> DataSet:
     return DataSet(parts[0], parts[1], len(first), tuple(first))
 
 
-def _image_folder(folder: Path) -> ClassFolders:
+def _image_folder(folder: Path, kind: type[ClassFolders] = ClassFolders) -> ClassFolders:
     try:
-        images = ClassFolders(folder)
+        images = kind(folder)
     except FileNotFoundError as error:
         raise RecipeError(f"{folder} is no folder of images, CLASS/*: {error}") from None
     _check_classes(folder, images.classes)
@@ -182,22 +219,29 @@ def _check_classes(folder: Path, classes: Sequence[str]) -> None:
             )
 
 
-def _decoded(folder: Any, skip_unreadable: bool) -> Images:
+class _SmallImages(ClassFolders):
+    """Images of 32×32 pixels; one of another size is an error, as a damaged one is."""
+
+    def __init__(self, root: str | Path) -> None:
+        super().__init__(root, loader=_small_image)
+
+
+def _small_image(path: str) -> Image.Image:
+    image = open_image(path)
+    if image.size != SMALL:
+        raise RecipeError(f"{path} is {image.width}×{image.height}, {SMALL[0]}×{SMALL[1]} is needed")
+    return image
+
+
+def _in_memory(folder: _SmallImages, skip_unreadable: bool, say: Callable[[str], None]) -> Images:
     part, total = Path(folder.root).name, len(folder.samples)
     bar = tqdm(folder.samples, f"reading {part} images", leave=False, unit="image", mininterval=0.5)
     pixels, labels, unreadable = [], [], []
     for path, label in bar:
         try:
-            pixels.append(_pixels(path, (32, 32)))
+            pixels.append(np.asarray(folder.loader(path)))
             labels.append(label)
         except ValueError as error:
             unreadable.append(str(error))
-    refuse_or_leave_out(part, unreadable, total, skip_unreadable, tqdm.write)
+    refuse_or_leave_out(part, unreadable, total, skip_unreadable, say)
     return Images(np.stack(pixels), labels)
-
-
-def _pixels(path: str, size: tuple[int, int]) -> np.ndarray:
-    pixels = np.asarray(open_image(path))
-    if pixels.shape[:2] != size:
-        raise RecipeError(f"{path} is {pixels.shape[1]}×{pixels.shape[0]}, {size[1]}×{size[0]} is needed")
-    return pixels

@@ -8,6 +8,7 @@ from surgery.pretrained_weights import published
 from surgery.source import parse_source
 from surgery.table import si, table
 from surgery.training.data_sets import open_data
+from surgery.training.image_scan import check_headers
 from surgery.training.job import make_accelerator, make_execution, make_task
 from surgery.training.recipe import Recipe
 from surgery.training.rehearsal import Rehearsed, rehearse
@@ -19,14 +20,19 @@ def describe(recipe: Recipe) -> str:
     All of the job is made once (:func:`surgery.training.rehearsal.rehearse`).
 
     Raises:
-        RecipeError, SurgeryError, ValueError, OSError: what would stop the job at its beginning.
+        RecipeError, SurgeryError, UnreadableImagesError, ValueError, OSError: what would stop the job at its beginning.
     """
-    data = open_data(recipe.data)
-    made = rehearse(make_accelerator(recipe), recipe, data, make_task(recipe, data), make_execution(recipe))
+    accelerator = make_accelerator(recipe)
+    data = open_data(recipe.data, accelerator.print)
+    if not recipe.data.skip_unreadable:
+        check_headers(data, accelerator)
+    made = rehearse(accelerator, recipe, data, make_task(recipe, data), make_execution(recipe))
     shapes = [
         f"{name}: {len(images)} images, {data.classes} classes; a batch: {_shape(batch[0])}, {_shape(batch[1])}"  # type: ignore[arg-type]
         for name, images, batch in zip(("training", "test"), (data.train, data.test), made.batches, strict=True)
     ]
+    if recipe.data.skip_unreadable:
+        shapes.append("the job will leave out images that cannot be read (data.skip_unreadable=true)")
     parts = [
         yaml.safe_dump(recipe.to_dict(), sort_keys=False),
         str(made.plan),

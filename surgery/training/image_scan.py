@@ -1,6 +1,5 @@
 """Images that cannot be read, found before a training meets them."""
 
-import copy
 import hashlib
 import itertools
 import json
@@ -11,14 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from surgery.atomic_file import write_atomically
 from surgery.image_files import check_header, look_into
-from surgery.training.data_set import DataSet
+from surgery.training.data_set import DataSet, ImageFiles
+from surgery.training.json_file import read_json
+from surgery.training.main_process import on_main
 from surgery.training.recipe import DataSettings, RecipeError
 from surgery.training.stopping import leave_signals_to_parent
 
@@ -26,6 +28,7 @@ HEADERS_S = 60.0  # longer than that a job's start does not look at headers
 SAMPLE = 100
 SHOWN = 3
 DECODED = "readable.json"
+Files = Sequence[tuple[Path | str, ...]]
 Unreadable = list[tuple[int, str]]  # index and what is wrong, which names the file
 PARTS = ("train", "test")
 
@@ -34,33 +37,69 @@ class UnreadableImagesError(ValueError):
     """Some of a data set's images cannot be read; names the first of them."""
 
 
-def readable(data: DataSet, settings: DataSettings, accelerator: Accelerator, output: Path) -> DataSet:
-    """``data`` as a job may use it: what can be known early of its files is known.
-
-    The headers of all files are read, if that takes less than a minute. With ``data.skip_unreadable`` every file is
-    decoded instead, once (the outcome is kept in ``output``), and those that cannot be are left out.
+def check_headers(data: DataSet, accelerator: Accelerator) -> None:
+    """Read the headers of all image files, if that takes less than a minute; else of the first ones.
 
     Raises:
-        UnreadableImagesError: files are damaged (with ``skip_unreadable``: more than half of a part).
-        RecipeError: ``skip_unreadable`` for a data set that is not of image files in folders.
+        UnreadableImagesError: some are damaged.
     """
-    files = {part: _files(getattr(data, part)) for part in PARTS}
-    if settings.skip_unreadable:
-        known = {part: some for part, some in files.items() if some is not None}
-        if not known and hasattr(data.train, "pixels"):  # decoded when they were opened
-            return data
-        if len(known) != len(files):
-            raise RecipeError(
-                f"data.skip_unreadable=true: not for data.name={settings.name}; only for images in folders, "
-                "each of which is a file"
-            )
-        return _without(data, _decoded(known, settings, accelerator, output), known, accelerator.print)
-    found = {part: _headers(some) for part, some in files.items() if some} if accelerator.is_main_process else {}
-    (found,) = broadcast_object_list([found])
-    for part, unreadable in found.items():
-        if unreadable:
-            raise _error(part, [reason for _, reason in unreadable], len(files[part] or ()))
-    return data
+    files = {part: images.files for part in PARTS if isinstance(images := getattr(data, part), ImageFiles)}
+    unreadable = on_main(accelerator, lambda: {part: _headers(paths) for part, paths in files.items() if paths})
+    for part, damaged in unreadable.items():
+        if damaged:
+            raise _error(part, [reason for _, reason in damaged], len(files[part]))
+
+
+def leave_out_unreadable(data: DataSet, settings: DataSettings, accelerator: Accelerator, output: Path) -> DataSet:
+    """``data`` without the files that cannot be decoded.
+
+    Every file is decoded, once: the outcome is kept in ``output``.
+
+    Raises:
+        UnreadableImagesError: that is more than half of a part.
+        RecipeError: the data set is not of image files in folders.
+    """
+    parts = _file_parts(data, settings)
+    files = {part: images.files for part, images in parts.items()}
+    if not any(files.values()):  # decoded when they were opened
+        return data
+    unreadable, kept = _decoded(files, settings, accelerator, output), dict[str, Any]()
+    for part, images in parts.items():
+        reasons = dict(unreadable[part])
+        refuse_or_leave_out(part, list(reasons.values()), len(files[part]), True, accelerator.print)
+        kept[part] = images.without(reasons)
+    return replace(data, **kept)
+
+
+def readable_sample(data: DataSet, settings: DataSettings, count: int) -> DataSet:
+    """``count`` items of each part, or as many as there are, that can be decoded, drawn once and for all.
+
+    Raises:
+        UnreadableImagesError: more than half of a part cannot be.
+        RecipeError: the data set is not of image files in folders.
+    """
+    sample: dict[str, Any] = {
+        part: _part_sample(part, images, count) for part, images in _file_parts(data, settings).items()
+    }
+    return replace(data, **sample)
+
+
+def _part_sample(part: str, images: ImageFiles, count: int) -> Dataset:
+    decoded, chosen, reasons = _Decoded(images.files), set[int](), []
+    total = len(decoded.files)
+    if not total:  # all is in memory
+        return cast(Dataset, images)
+    for index in np.random.default_rng(0).permutation(total).tolist():
+        reason = decoded[index]
+        if reason:
+            reasons.append(reason)
+        else:
+            chosen.add(index)
+        if 2 * len(reasons) > total:
+            raise _error(part, reasons, total)
+        if len(chosen) == count:
+            break
+    return images.without(set(range(total)) - chosen)
 
 
 def check_data(data: DataSet, settings: DataSettings, say: Callable[[str], None]) -> int:
@@ -69,43 +108,41 @@ def check_data(data: DataSet, settings: DataSettings, say: Callable[[str], None]
     for part in PARTS:
         images = getattr(data, part)
         total, before = len(images), count
-        for _, reason in _each(_Items(images), range(total), settings.workers, f"checking {part}"):
+        for _, reason in _unreadable(_Items(images), range(total), settings.workers, f"checking {part}"):
             tqdm.write(reason)
             count += 1
         say(f"{part}: {total} images, {count - before or 'none'} of them unreadable")
     return count
 
 
-def _files(images: Any) -> Sequence[tuple[Path | str, ...]] | None:
-    """The files of each image (and its label map); None where they are not files in folders."""
-    if hasattr(images, "pairs"):  # LabelledImages
-        return images.pairs
-    if hasattr(images, "chosen"):  # a part of a folder
-        samples = images.images.samples
-        return [(samples[index][0],) for index in images.chosen]
-    if hasattr(images, "samples"):  # ImageFolder
-        return [(path,) for path, _ in images.samples]
-    return None
+def _file_parts(data: DataSet, settings: DataSettings) -> dict[str, ImageFiles]:
+    parts = {part: getattr(data, part) for part in PARTS}
+    if not all(isinstance(images, ImageFiles) for images in parts.values()):
+        raise RecipeError(
+            f"data.skip_unreadable=true: not for data.name={settings.name}; only for images in folders, "
+            "each of which is a file"
+        )
+    return parts
 
 
-def _headers(files: Sequence[tuple[Path | str, ...]]) -> Unreadable:
+def _headers(files: Files) -> Unreadable:
     """Files whose header is damaged; of the first ones only, where all would take too long."""
     begun = time.monotonic()
-    found = [*_wrong(check_header, enumerate(files[:SAMPLE]))]
+    damaged = [*_damaged(check_header, enumerate(files[:SAMPLE]))]
     expected = (time.monotonic() - begun) / min(SAMPLE, len(files)) * len(files)
     if expected > HEADERS_S:
         tqdm.write(f"headers of {len(files)} images not read: {expected / 60:.0f} minutes; --check-data reads all")
-        return found
+        return damaged
     rest = itertools.islice(enumerate(files), SAMPLE, None)
     bar = tqdm(rest, "reading headers", max(0, len(files) - SAMPLE), leave=False, unit="image", delay=1)
-    return [*found, *_wrong(check_header, bar)]
+    return [*damaged, *_damaged(check_header, bar)]
 
 
-def _wrong(
+def _damaged(
     look: Callable[[Path | str], object], files: Iterable[tuple[int, tuple[Path | str, ...]]]
 ) -> Iterable[tuple[int, str]]:
-    for index, some in files:
-        reason = _reason(lambda some=some: [look(path) for path in some])  # type: ignore[misc]
+    for index, paths in files:
+        reason = _reason(lambda paths=paths: [look(path) for path in paths])  # type: ignore[misc]
         if reason:
             yield index, reason
 
@@ -132,14 +169,14 @@ class _Items(Dataset):
 class _Decoded(Dataset):
     """What is wrong with the files of each image, or nothing."""
 
-    files: Sequence[tuple[Path | str, ...]]
+    files: Files
 
     def __getitem__(self, index: int) -> str:
         return _reason(lambda: [look_into(path, lambda image: image.load()) for path in self.files[index]])
 
 
-def _each(checked: Dataset, indices: Sequence[int], workers: int, title: str) -> Iterable[tuple[int, str]]:
-    """Those that are wrong of some items, read by ``workers`` processes, with a bar."""
+def _unreadable(checked: Dataset, indices: Sequence[int], workers: int, title: str) -> Iterable[tuple[int, str]]:
+    """Those of some items that cannot be used, read by ``workers`` processes, with a bar."""
     loader: Any = DataLoader(
         checked,
         batch_size=None,
@@ -152,28 +189,42 @@ def _each(checked: Dataset, indices: Sequence[int], workers: int, title: str) ->
 
 
 def _decoded(
-    files: dict[str, Sequence[tuple[Path | str, ...]]], settings: DataSettings, accelerator: Accelerator, output: Path
+    files: dict[str, Files], settings: DataSettings, accelerator: Accelerator, output: Path
 ) -> dict[str, Unreadable]:
     """Files that cannot be decoded; from an earlier run's list where the files are the same."""
-    path, stamp = output / DECODED, _stamp(files)
-    known = json.loads(path.read_text()) if accelerator.is_main_process and path.exists() else {}
-    (known,) = broadcast_object_list([known])
-    if known.get("files") == stamp:
-        return {part: [(index, reason) for index, reason in known["unreadable"][part]] for part in files}
-    found = {}
-    for part, some in files.items():
-        mine = range(accelerator.process_index, len(some), accelerator.num_processes)
-        found[part] = sorted(gather_object([*_each(_Decoded(some), mine, settings.workers, f"decoding {part}")]))
-    if accelerator.is_main_process:
-        write_atomically(path, json.dumps({"files": stamp, "unreadable": found}, indent=1).encode())
-    return found
+    path = output / DECODED
+    stamp = on_main(accelerator, lambda: _stamp(files))
+    listed = on_main(accelerator, lambda: _listed(path, stamp, files))
+    if listed is not None:
+        return listed
+    unreadable = {}
+    for part, paths in files.items():
+        own = range(accelerator.process_index, len(paths), accelerator.num_processes)
+        unreadable[part] = sorted(
+            gather_object([*_unreadable(_Decoded(paths), own, settings.workers, f"decoding {part}")])
+        )
+    content = json.dumps({"files": stamp, "unreadable": unreadable}, indent=1).encode()
+    on_main(accelerator, lambda: write_atomically(path, content))
+    return unreadable
 
 
-def _stamp(files: dict[str, Sequence[tuple[Path | str, ...]]]) -> str:
+def _listed(path: Path, stamp: str, files: dict[str, Files]) -> dict[str, Unreadable] | None:
+    """What an earlier run found in the same files; None where it was of others, or its list is damaged."""
+    if not path.exists():
+        return None
+    try:
+        content = read_json(path, ("files", "unreadable"))
+        listed = {part: [(int(index), str(reason)) for index, reason in content["unreadable"][part]] for part in files}
+    except (ValueError, TypeError, LookupError):  # the list is made again
+        return None
+    return listed if content["files"] == stamp else None
+
+
+def _stamp(files: dict[str, Files]) -> str:
     """A digest of all names, sizes and times of change."""
     digest = hashlib.sha256()
-    for part, some in files.items():
-        for path in itertools.chain.from_iterable(some):
+    for part, paths in files.items():
+        for path in itertools.chain.from_iterable(paths):
             status = os.stat(path)
             digest.update(f"{part}\0{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
@@ -188,30 +239,6 @@ def refuse_or_leave_out(
     if not leave_out or 2 * len(unreadable) > total:
         raise _error(part, unreadable, total)
     say(f"{part}: {len(unreadable)} of {total} images left out, which cannot be read: {_shown(unreadable)}")
-
-
-def _without(
-    data: DataSet,
-    found: dict[str, Unreadable],
-    files: dict[str, Sequence[tuple[Path | str, ...]]],
-    say: Callable[[str], None],
-) -> DataSet:
-    kept: dict[str, Any] = {}
-    for part, unreadable in found.items():
-        refuse_or_leave_out(part, [reason for _, reason in unreadable], len(files[part]), True, say)
-        kept[part] = _part_without(getattr(data, part), {index for index, _ in unreadable})
-    return replace(data, **kept)
-
-
-def _part_without(images: Any, left_out: set[int]) -> Dataset:
-    part = copy.copy(images)
-    for name in ("pairs", "chosen", "samples"):
-        if hasattr(part, name):
-            setattr(part, name, [item for index, item in enumerate(getattr(part, name)) if index not in left_out])
-            break
-    if hasattr(part, "samples"):
-        part.imgs, part.targets = part.samples, [label for _, label in part.samples]
-    return part
 
 
 def _error(part: str, unreadable: Sequence[str], total: int) -> UnreadableImagesError:

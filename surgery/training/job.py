@@ -20,18 +20,19 @@ import surgery
 from surgery.edit import history
 from surgery.preprocessing import Preprocessing
 from surgery.segmentation import View
-from surgery.training.block_distillation import common_blocks
+from surgery.training.block_distillation import distilled_blocks
 from surgery.training.classifying import Classifying
 from surgery.training.damage import measure_damage
 from surgery.training.data import calibration_images, make_loader
 from surgery.training.data_sets import DataSet, open_data
-from surgery.training.image_scan import DECODED, readable
+from surgery.training.image_scan import DECODED, check_headers, leave_out_unreadable
+from surgery.training.main_process import on_main
 from surgery.training.original import find_original
 from surgery.training.outcome import History, Measured, Outcome, plot_curves
-from surgery.training.output_lock import OutputInUseError, locked
+from surgery.training.output_lock import locked
 from surgery.training.precision import precision_here
 from surgery.training.recipe import Recipe, RecipeError, TrainSettings
-from surgery.training.rehearsal import Rehearsed, rehearse
+from surgery.training.rehearsal import check_counts, rehearse
 from surgery.training.segmenting import Segmenting
 from surgery.training.state import TrainingState
 from surgery.training.stopping import StopRequests, stop_requests
@@ -88,8 +89,8 @@ class Job:
         while True:
             fitting = state.fitting_batch(size, accumulate)
             try:
-                given = replace(settings, **cast(Any, fitting))
-                return self._train(network, given, state, stage, seed, label, teacher, blocks)
+                fitted = replace(settings, **cast(Any, fitting))
+                return self._train(network, fitted, state, stage, seed, label, teacher, blocks)
             except BatchTooLargeError:
                 size, accumulate = fitting["batch_size"] // 2, fitting["accumulate"] * 2
                 # a batch that has fitted before is not what is too large; what was learnt with it is kept
@@ -137,8 +138,8 @@ class Job:
 
     def _keep_best(self, network: nn.Module, trained: nn.Module, history: History) -> None:
         """Write best.safetensors where the last epoch is the best so far."""
-        found = [row["accuracy"] for row in history]
-        if found[-1] > max(found[:-1], default=-1.0) and self.accelerator.is_main_process:
+        accuracies = [row["accuracy"] for row in history]
+        if accuracies[-1] > max(accuracies[:-1], default=-1.0) and self.accelerator.is_main_process:
             best = copy.deepcopy(network)
             best.load_state_dict(trained.state_dict())
             surgery.save(best, self.output / "best.safetensors", preprocessing=_preprocessing(self))
@@ -165,22 +166,20 @@ def run(recipe: Recipe) -> list[Measured]:
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    check_tracker(recipe.track)
     with stop_requests() as stop:
-        data, accelerator = open_data(recipe.data), make_accelerator(recipe)
-        whole = not recipe.data.skip_unreadable  # else a batch may hold what is yet to be left out
-        rehearsed = _rehearsed(recipe, accelerator, data) if whole else None
-        with _opened_output(accelerator, Path(recipe.output), recipe.fresh):
-            data = readable(data, recipe.data, accelerator, Path(recipe.output))
-            rehearsed = rehearsed or _rehearsed(recipe, accelerator, data)
+        accelerator, output = make_accelerator(recipe), Path(recipe.output)
+        data = open_data(recipe.data, accelerator.print)
+        if not recipe.data.skip_unreadable:
+            check_headers(data, accelerator)
+        rehearsed = rehearse(accelerator, recipe, data, make_task(recipe, data), make_execution(recipe))
+        with _opened_output(accelerator, output, recipe.fresh):
+            if recipe.data.skip_unreadable:
+                data = leave_out_unreadable(data, recipe.data, accelerator, output)
+                check_counts(recipe, data)
             job = _begun(recipe, accelerator, data, stop)
             for note in rehearsed.plan.notes:
                 job.say(f"note: {note}")
             return _run(job)
-
-
-def _rehearsed(recipe: Recipe, accelerator: Accelerator, data: DataSet) -> Rehearsed:
-    return rehearse(accelerator, recipe, data, make_task(recipe, data), make_execution(recipe))
 
 
 def _begun(recipe: Recipe, accelerator: Accelerator, data: DataSet, stop: StopRequests) -> Job:
@@ -214,33 +213,31 @@ def _opened_output(accelerator: Accelerator, output: Path, fresh: bool) -> Itera
 
     Raises:
         OutputInUseError: another job writes there.
-        RecipeError: a process, on whatever machine, does not see what the main one writes there.
+        RecipeError: it cannot be made or written to, or a process, on whatever machine, does not see what the main one
+            writes there.
     """
     with ExitStack() as stack:
-        problem = None
-        if accelerator.is_main_process:
-            output.mkdir(parents=True, exist_ok=True)
-            try:
-                stack.enter_context(locked(output))
-            except OutputInUseError as error:
-                problem = str(error)
-        (problem,) = broadcast_object_list([problem])
-        if problem:
-            raise OutputInUseError(problem)
-        if accelerator.is_main_process and fresh:
-            _clear(output)
+        on_main(accelerator, lambda: _take(stack, output, fresh))
         _check_seen_by_all(accelerator, output)
         yield
 
 
+def _take(stack: ExitStack, output: Path, fresh: bool) -> None:
+    """Make the folder, lock it, and clear it where the job starts over."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(locked(output))
+        if fresh:
+            _clear(output)
+    except OSError as error:
+        raise RecipeError(f"output={output}: {error.strerror or error}; a folder to write to is needed") from error
+
+
 def _check_seen_by_all(accelerator: Accelerator, output: Path) -> None:
     mark = output / f"seen-by-all-{broadcast_object_list([uuid.uuid4().hex])[0]}"
-    if accelerator.is_main_process:
-        mark.touch()
-    accelerator.wait_for_everyone()
+    on_main(accelerator, mark.touch)
     blind = [number for number, seen in enumerate(gather_object([mark.exists()])) if not seen]
-    if accelerator.is_main_process:
-        mark.unlink()
+    on_main(accelerator, mark.unlink)
     if blind:
         raise RecipeError(
             f"output={output}: process {blind[0]} does not see what process 0 writes there; "
@@ -249,7 +246,8 @@ def _check_seen_by_all(accelerator: Accelerator, output: Path) -> None:
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
-    """What runs the recipe's trainings."""
+    """What runs the recipe's trainings; raises RecipeError where its tracker is not installed."""
+    check_tracker(recipe.track)  # before Accelerate warns of it
     precision = precision_here(recipe.precision)
     return Accelerator(mixed_precision=precision, log_with=recipe.track, project_dir=recipe.output)
 
@@ -264,8 +262,8 @@ def make_task(recipe: Recipe, data: DataSet) -> Task:
     """What networks are trained for on such data."""
     if not recipe.data.segments:
         return Classifying(data.classes)
-    wanted = recipe.segmentation
-    return Segmenting(wanted.auxiliary_weight, View(wanted.window, wanted.overlap, wanted.flip))
+    pixels = recipe.segmentation
+    return Segmenting(pixels.auxiliary_weight, View(pixels.window, pixels.overlap, pixels.flip))
 
 
 def _without(settings: Any, keys: Sequence[str]) -> Any:
@@ -309,7 +307,13 @@ def _original(job: Job, seed: int) -> nn.Module:
 def _warn_of_chance(job: Job) -> None:
     """Warn where the network of a file is to teach what, as its accuracy says, it has never learnt."""
     recipe, images = job.recipe, len(job.data.test)  # type: ignore[arg-type]
-    if recipe.from_scratch or recipe.baseline.epochs or recipe.data.segments or not recipe.finetune.distills:
+    if (
+        not job.accelerator.is_main_process
+        or recipe.from_scratch
+        or recipe.baseline.epochs
+        or recipe.data.segments
+        or not recipe.finetune.distills
+    ):
         return
     accuracy, chance = job.outcome.rows[0].accuracy, 1 / job.data.classes
     if recipe.finetune.epochs and accuracy <= 100 * (chance + 2 * (chance * (1 - chance) / images) ** 0.5):
@@ -327,7 +331,7 @@ def _recover(job: Job, original: nn.Module, seed: int) -> nn.Module:
     converted = _converted(job, original, seed)
     title = f" (seed {seed})" if recipe.seeds > 1 else ""
     teacher = _teacher(recipe, original)
-    blocks = _blocks(job, converted, teacher) if recipe.finetune.block_weight else []
+    blocks = distilled_blocks(recipe.finetune, converted, teacher, job.image_size, job.accelerator.device)
     stage = "finetune" if seed == recipe.seed else f"finetune-{seed}"
     if not recipe.finetune.epochs:
         return converted
@@ -360,11 +364,6 @@ def _teacher(recipe: Recipe, original: nn.Module) -> nn.Module:
     if wanted.match or (wanted.match is None and wanted.calibrate):
         return surgery.match(original, wanted.method, inside=wanted.match == "inside", **recipe.surgery_arguments)
     return original
-
-
-def _blocks(job: Job, converted: nn.Module, original: nn.Module) -> list[str]:
-    device = job.accelerator.device
-    return common_blocks(converted.to(device), original.to(device), torch.zeros(2, *job.image_size, device=device))
 
 
 def _converted(job: Job, original: nn.Module, seed: int) -> nn.Module:

@@ -1,8 +1,10 @@
 """All that a job will need, made for real before anything starts: what fails there fails at once."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 from accelerate import Accelerator
@@ -10,14 +12,21 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import surgery
-from surgery.training.block_distillation import common_blocks
+from surgery.training.block_distillation import distilled_blocks
 from surgery.training.data import make_loader
 from surgery.training.data_set import DataSet
+from surgery.training.image_scan import readable_sample
 from surgery.training.original import Original, find_original
 from surgery.training.recipe import Recipe, RecipeError, TrainSettings
 from surgery.training.task import Task
-from surgery.training.tracking import check_tracker
-from surgery.training.trainer import Execution, check_execution, make_scheduler, prepare_objective, student_copy
+from surgery.training.trainer import (
+    Execution,
+    check_execution,
+    check_sharding,
+    make_scheduler,
+    prepare_objective,
+    student_copy,
+)
 
 FEW = 2  # images of a batch that go through the networks: the fewest that BatchNorm trains with
 
@@ -35,23 +44,24 @@ class Rehearsed:
 def rehearse(accelerator: Accelerator, recipe: Recipe, data: DataSet, task: Task, execution: Execution) -> Rehearsed:
     """Make the networks, and for each training a batch, the loss of it, the optimiser and the scheduler.
 
-    Nothing is downloaded, written or kept: pretrained weights are left out.
+    Nothing is downloaded, written or kept: pretrained weights are left out. Where the job is to leave out images that
+    cannot be read (``data.skip_unreadable``), the batches are of those that can be.
 
     Raises:
         RecipeError, SurgeryError, ValueError, OSError: what would stop the job at its beginning, or later.
     """
-    check_tracker(recipe.track)
     _check_output(recipe)
-    _check_counts(recipe, data)
+    check_counts(recipe, data)
+    for settings in (recipe.baseline, recipe.finetune):
+        if settings.epochs:
+            check_sharding(accelerator, settings)
     original = find_original(recipe, data.classes, download=False)
     _check_trained(recipe, original)
     check_execution(accelerator, original.network, execution)
     network, method = original.network, recipe.surgery.method
     decided = surgery.plan(network, method, **recipe.surgery_arguments)
     converted = surgery.convert(network, method, strict=True, match=False, **recipe.surgery_arguments)
-    training, test = (
-        _batch(part, recipe, is_training) for part, is_training in ((data.train, True), (data.test, False))
-    )
+    training, test = _batches(recipe, data)
     plain = replace(execution, compile=False)  # compiling takes a minute
     few = training[0][:FEW], training[1][:FEW]
     for settings, student in ((recipe.baseline, network), (recipe.finetune, converted)):
@@ -62,12 +72,21 @@ def rehearse(accelerator: Accelerator, recipe: Recipe, data: DataSet, task: Task
 
 
 def _check_output(recipe: Recipe) -> None:
-    output = Path(recipe.output)
-    if output.exists() and not output.is_dir():
-        raise RecipeError(f"output={recipe.output}: there is a file of that name; a folder, old or new, is needed")
+    """The folder, or the nearest one above it that exists, must be one that can be written to."""
+    output = Path(recipe.output).absolute()
+    nearest = next(path for path in (output, *output.parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        problem = "there is a file of that name" if nearest == output else f"{nearest} is a file"
+        raise RecipeError(f"output={recipe.output}: {problem}; a folder, old or new, is needed")
+    try:
+        with TemporaryFile(dir=nearest):  # the superuser may write anywhere, says os.access, also to /proc
+            pass
+    except OSError as error:
+        raise RecipeError(f"output={recipe.output}: nothing can be written to {nearest}: {error.strerror}") from None
 
 
-def _check_counts(recipe: Recipe, data: DataSet) -> None:
+def check_counts(recipe: Recipe, data: DataSet) -> None:
+    """Raise RecipeError where there are fewer training images than the recipe needs."""
     images: int = len(data.train)  # type: ignore[arg-type]
     if images < FEW:
         raise RecipeError(f"data.name={recipe.data.name} has {images} training images; at least {FEW} are needed")
@@ -91,6 +110,12 @@ def _check_trained(recipe: Recipe, original: Original) -> None:
         )
 
 
+def _batches(recipe: Recipe, data: DataSet) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    if recipe.data.skip_unreadable:
+        data = readable_sample(data, recipe.data, recipe.data.batch_size)
+    return _batch(data.train, recipe, training=True), _batch(data.test, recipe, training=False)
+
+
 def _batch(images: Dataset, recipe: Recipe, training: bool) -> tuple[Tensor, Tensor]:
     settings = replace(recipe.data, workers=0)  # to start processes for one batch would take longer
     inputs, labels = next(iter(make_loader(images, settings, training)))
@@ -111,7 +136,9 @@ def _rehearse_training(
     images, labels = (part.to(accelerator.device) for part in batch)
     if teacher is not None:
         teacher = student_copy(accelerator, teacher, Execution(execution.memory_format))
-    blocks = common_blocks(student, teacher, images) if teacher is not None and settings.block_weight else []
+    blocks: list[str] = []
+    if teacher is not None:
+        blocks = distilled_blocks(settings, student, teacher, images.shape[1:], accelerator.device)
     try:
         objective, optimizer = prepare_objective(accelerator, student, task, settings, teacher, blocks)
         make_scheduler(optimizer, settings, steps=1)

@@ -1,6 +1,6 @@
 """Data sets of images with label maps: a user's folders, Cityscapes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import Cityscapes
 
+from surgery.class_folders import held_out_part
 from surgery.image_files import open_image
 from surgery.label_maps import UNLABELLED, Labelling, pairs_below
 from surgery.segmentation import check_same_size
@@ -26,6 +27,15 @@ class LabelledImages(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
+    @property
+    def files(self) -> list[tuple[Path, Path]]:
+        """The two files of each item."""
+        return self.pairs
+
+    def without(self, left_out: Container[int]) -> "LabelledImages":
+        """The same folder without the items of these indices."""
+        return LabelledImages([pair for index, pair in enumerate(self.pairs) if index not in left_out], self.labelling)
+
     def __getitem__(self, index: int) -> object:
         path, mask = self.pairs[index]
         image, labels = open_image(path), self.labelling.read(mask)
@@ -40,7 +50,7 @@ def segmentation_folder(settings: DataSettings) -> DataSet:
     ``classes.txt`` may name them, a line each.
     """
     root = own_folder(settings, "{train,val}/{images,masks}/NAME.*")
-    test = next((name for name in ("val", "test") if (root / name).is_dir()), None)
+    test = held_out_part(root)
     if test is None or not (root / "train").is_dir():
         missing = "train" if test is not None else "val (or test)"
         raise RecipeError(
@@ -50,7 +60,7 @@ def segmentation_folder(settings: DataSettings) -> DataSet:
         raise RecipeError("data.classes: the number of classes in the label maps is needed")
     labelling = Labelling(settings.classes, settings.ignore)
     try:
-        parts = [LabelledImages(pairs_below(root / part), labelling) for part in ("train", test)]
+        parts = [LabelledImages(pairs_below(root / part), labelling) for part in ("train", test.name)]
     except FileNotFoundError as error:
         raise RecipeError(f"data.root={root}: {error}") from None
     return DataSet(parts[0], parts[1], settings.classes, _names(root / "classes.txt", settings.classes))

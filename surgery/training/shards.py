@@ -17,6 +17,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from surgery.class_folders import held_out_part
 from surgery.image_files import decode_image
 from surgery.training.data_set import DataSet, data_root
 from surgery.training.recipe import DataSettings, RecipeError
@@ -81,10 +82,10 @@ def shards(settings: DataSettings) -> DataSet:
     of classes is ``data.classes``, or else 1 + the largest label of the training images.
     """
     root = data_root(settings)
-    held = next((name for name in ("val", "test") if (root / name).is_dir()), None)
+    held = held_out_part(root)
     if held is None or not (root / "train").is_dir():
         raise RecipeError(f"data.root={root}: there is no {{train,val}}/*.tar (or test in place of val) in it")
-    train, test = (_index(root / part) for part in ("train", held))
+    train, test = (_index(root / part) for part in ("train", held.name))
     classes = settings.classes or 1 + int(train.places[:, 3].max())
     source = f"data.classes={classes}" if settings.classes else f"the largest in {root / 'train'} is {classes - 1}"
     for part in (train, test):

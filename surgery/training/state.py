@@ -3,17 +3,25 @@
 import errno
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from surgery.atomic_file import write_atomically
+from surgery.training.json_file import damaged, read_json
+from surgery.training.main_process import in_all, on_main
 from surgery.training.recipe import RecipeError
+
+POINTER_KEYS = ("folder", "settings", "progress")
+UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, KeyError, EOFError, UnpicklingError, SafetensorError)
 
 
 def _unwritten(target: Path, error: Exception) -> Exception:
@@ -28,6 +36,14 @@ def _unwritten(target: Path, error: Exception) -> Exception:
         return error
     number = getattr(error, "errno", None) or errno.EIO
     return OSError(number, f"cannot write the state {str(target)!r}: {reason}; what was there before is still valid")
+
+
+def _explained(target: Path, write: Callable[[], object]) -> None:
+    """Write; what fails is raised as :func:`_unwritten` says it."""
+    try:
+        write()
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise _unwritten(target, error) from error
 
 
 @dataclass(frozen=True)
@@ -54,10 +70,11 @@ class TrainingState:
     def fitting_batch(self, size: int, accumulate: int) -> dict[str, int]:
         """``batch_size`` and ``accumulate`` that an earlier run of the same settings found to fit, else these."""
         path = self.folder / "batch.json"
-        found = json.loads(path.read_text()) if path.exists() else {}
-        if found.pop("settings", None) == self.settings:
-            return found
-        return {"batch_size": size, "accumulate": accumulate}
+        fitting = {"batch_size": size, "accumulate": accumulate}
+        if not path.exists():
+            return fitting
+        remembered = read_json(path, ("settings", *fitting))
+        return {key: remembered[key] for key in fitting} if remembered["settings"] == self.settings else fitting
 
     def remember_batch(self, size: int, accumulate: int) -> None:
         """Remember this batch, of which nothing has been learnt yet."""
@@ -76,30 +93,23 @@ class TrainingState:
             return  # stopped again before anything was learnt
         beside = target.with_name(f".{target.name}.part")
         try:
-            self._write(accelerator, ema, beside)
-            if accelerator.is_main_process:
-                self._put(beside, target, progress)
-        except (OSError, SafetensorError, RuntimeError) as error:
+            # of a job that was killed while it wrote
+            on_main(accelerator, lambda: shutil.rmtree(beside, ignore_errors=True))
+            in_all(lambda: _explained(target, lambda: accelerator.save_state(str(beside))))
+            on_main(accelerator, lambda: _explained(target, lambda: self._put(beside, target, ema, progress)))
+        except (OSError, RuntimeError):
             shutil.rmtree(beside, ignore_errors=True)
-            raise _unwritten(target, error) from error
-        accelerator.wait_for_everyone()
+            raise
 
     def _pointed(self) -> str | None:
         """The name of the valid state's folder."""
         pointer = self.folder / "state.json"
-        return json.loads(pointer.read_text())["folder"] if pointer.exists() else None
+        return read_json(pointer, POINTER_KEYS)["folder"] if pointer.exists() else None
 
-    def _write(self, accelerator: Accelerator, ema: nn.Module | None, folder: Path) -> None:
-        if accelerator.is_main_process:
-            shutil.rmtree(folder, ignore_errors=True)  # of a job that was killed while it wrote
-        accelerator.wait_for_everyone()
-        accelerator.save_state(str(folder))
-        if ema is not None and accelerator.is_main_process:
-            save_file({k: v.contiguous() for k, v in ema.state_dict().items()}, str(folder / "ema.safetensors"))
-        accelerator.wait_for_everyone()
-
-    def _put(self, written: Path, target: Path, progress: Progress) -> None:
-        """Give what was written its name, point to it, remove what is older."""
+    def _put(self, written: Path, target: Path, ema: nn.Module | None, progress: Progress) -> None:
+        """Add the EMA to what was written, give that its name, point to it, remove what is older."""
+        if ema is not None:
+            save_file({k: v.contiguous() for k, v in ema.state_dict().items()}, str(written / "ema.safetensors"))
         shutil.rmtree(target, ignore_errors=True)
         written.rename(target)
         content = {"folder": target.name, "settings": self.settings, "progress": asdict(progress)}
@@ -113,20 +123,26 @@ class TrainingState:
         """Restore the last whole state; the beginning where there is none.
 
         Raises:
-            RecipeError: the state was made with other settings.
+            RecipeError: the state was made with other settings, or is damaged.
         """
         pointer = self.folder / "state.json"
         if not pointer.exists():
             return Progress()
-        content = json.loads(pointer.read_text())
+        content = read_json(pointer, POINTER_KEYS)
         if content["settings"] != self.settings:
-            different = [key for key, value in self.settings.items() if content["settings"].get(key) != value]
+            different = [key for key, value in self.settings.items() if dict(content["settings"]).get(key) != value]
             raise RecipeError(
                 f"{self.folder} holds a training with other settings (different: {', '.join(different)}): "
                 "fresh=true starts over, output=FOLDER keeps both"
             )
         source = self.folder / content["folder"]
-        accelerator.load_state(str(source))
-        if ema is not None:
-            ema.load_state_dict(load_file(str(source / "ema.safetensors")))
-        return Progress(**content["progress"])
+        try:
+            progress = Progress(**content["progress"])
+            accelerator.load_state(str(source))
+            if ema is not None:
+                ema.load_state_dict(load_file(str(source / "ema.safetensors")))
+        except torch.OutOfMemoryError:
+            raise
+        except UNREADABLE as error:
+            raise damaged(source, error) from error
+        return progress

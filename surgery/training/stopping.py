@@ -73,13 +73,13 @@ def stop_requests() -> Iterator[StopRequests]:
         return
     before: dict[signal.Signals, Any] = {}
     try:
-        for each in SIGNALS:
-            if signal.getsignal(each) not in (signal.SIG_IGN, None):  # nohup and background jobs ignore some
-                before[each] = signal.signal(each, requests)
+        for signum in SIGNALS:
+            if signal.getsignal(signum) not in (signal.SIG_IGN, None):  # nohup and background jobs ignore some
+                before[signum] = signal.signal(signum, requests)
         yield requests
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def leave_signals_to_parent(worker: int) -> None:

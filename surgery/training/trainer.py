@@ -87,12 +87,7 @@ def train(
     """
     order = cast(EpochSampler, loaders[0].sampler)
     order.seed = seed
-    if accelerator.distributed_type == DistributedType.FSDP:
-        for key in ("ema_decay", "distill_weight", "block_weight", "keep_best"):
-            if getattr(settings, key):
-                raise RecipeError(
-                    f"{key}={getattr(settings, key)}: not with FSDP, which shards the weights; leave it out"
-                )
+    check_sharding(accelerator, settings)
     student = student_copy(accelerator, model, execution)
     training = Training(accelerator, student, loaders, task, settings, state, teacher, blocks, execution, seed, label)
     training.stop = stop or training.stop
@@ -102,6 +97,15 @@ def train(
     finally:
         accelerator.free_memory()
     return model.to(accelerator.device).eval(), history
+
+
+def check_sharding(accelerator: Accelerator, settings: TrainSettings) -> None:
+    """Raise RecipeError for what needs whole weights where FSDP shards them."""
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return
+    for key in ("ema_decay", "distill_weight", "block_weight", "keep_best"):
+        if getattr(settings, key):
+            raise RecipeError(f"{key}={getattr(settings, key)}: not with FSDP, which shards the weights; leave it out")
 
 
 def check_execution(accelerator: Accelerator, model: nn.Module, execution: Execution) -> None:
@@ -173,7 +177,9 @@ class Training:
                 progress = Progress(whole.epoch + 1, history=[*whole.history, row])
                 self.state.save(self.accelerator, self.ema, progress)
                 reached(network, progress.history)
-            self.stop.raise_kept()
+            _, signum = self._due(time.monotonic())
+            if signum:
+                raise Stopped(signum)
         return progress.history
 
     def _judge(self, whole: Progress) -> float:

@@ -23,7 +23,7 @@ def _obey_ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
-COMMAND = [sys.executable, "finetune.py", *SMALL, "finetune.epochs=3"]
+COMMAND = [sys.executable, "finetune.py", *SMALL, "finetune.epochs=3", "finetune.save_minutes=0"]
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +39,17 @@ def stop_in_the_middle(command, output, send):
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     pointer = output / "state" / "finetune" / "state.json"
     deadline = time.monotonic() + 120
-    while not pointer.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not within_an_epoch(pointer) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    time.sleep(0.2)
     send(process.pid)
     _, errors = process.communicate(timeout=60)
     return process.returncode, errors
+
+
+def within_an_epoch(pointer):
+    """Whether the last state is of a step within the second epoch or a later one."""
+    progress = json.loads(pointer.read_text())["progress"] if pointer.exists() else {"epoch": 0}
+    return progress["epoch"] > 0 and progress["step"] > 0
 
 
 def to_it(signum):
@@ -61,7 +66,7 @@ def to_all(signum):
     [
         (to_it(signal.SIGINT), 130, []),
         (to_all(signal.SIGTERM), 143, ["data.workers=1"]),  # as a batch system does: to those that load images too
-        (to_it(signal.SIGKILL), -signal.SIGKILL, ["finetune.save_minutes=0"]),
+        (to_it(signal.SIGKILL), -signal.SIGKILL, []),
     ],
     ids=["SIGINT", "SIGTERM", "SIGKILL"],
 )

@@ -4,10 +4,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from surgery.__main__ import main as surgery_main
 from surgery.training.command import main
 from surgery.training.shipped_recipes import find_recipe, shipped_recipes
+from surgery.training.tracking import AVAILABLE
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["model.kwargs={num_classes: 10, channels: [8, 8, 8, 8]}", "data.image_size=16"]
@@ -69,3 +71,55 @@ def test_help_does_not_wait_for_what_trains():
     code += "print([name for name in ('accelerate', 'sklearn', 'scipy') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("modes", [["--check-data", "--dry-run"], ["--list", "--check-data"]])
+def test_one_mode_at_a_time(modes, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(modes)
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("where", "more"),
+    [
+        ("surgery.training.describe", ["--dry-run"]),
+        ("surgery.training.image_scan.check_data", ["--check-data"]),
+        ("surgery.training.job.rehearse", []),
+    ],
+)
+def test_ctrl_c_promises_no_state_where_there_is_none(where, more, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(where, interrupt)
+    assert main([*more, *SMALL, f"output={tmp_path}"]) == 130
+    assert capsys.readouterr().err.strip() == "stopped"
+
+
+@pytest.mark.parametrize(("more", "same"), [([], "command"), (["fresh=true"], "command without fresh=true")])
+def test_ctrl_c_says_how_to_go_on_from_a_state(more, same, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("surgery.training.job.rehearse", interrupt)
+    (tmp_path / "state" / "baseline").mkdir(parents=True)
+    (tmp_path / "state" / "baseline" / "state.json").write_text("{}")
+    assert main([*SMALL, *more, f"output={tmp_path}"]) == 130
+    assert capsys.readouterr().err.strip() == f"stopped; the same {same} goes on from the last state"
+
+
+@pytest.mark.parametrize("more", [["--dry-run"], []])
+def test_a_tracker_that_is_lacking_is_one_line(more, tmp_path, monkeypatch, capsys, recwarn):
+    monkeypatch.setitem(AVAILABLE, "wandb", lambda: False)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main([*more, *SMALL, "track=wandb", f"output={tmp_path / 'out'}"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "finetune.py: track=wandb: the package is not installed; pip install wandb"
+    ]
+    assert not [warning for warning in recwarn if "wandb" in str(warning.message)]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("surgery.training.rehearsal._check_output", lambda recipe: None)  # it was made meanwhile
+    assert main([*SMALL, "surgery.calibrate=0", f"output={tmp_path / 'file' / 'x'}"]) == 2
+    assert re.fullmatch(r"finetune\.py: output=.*file/x: Not a directory; a folder .*", capsys.readouterr().err.strip())

@@ -4,7 +4,9 @@ import re
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from safetensors import safe_open
 
 import finetune
@@ -43,6 +45,8 @@ def checkpoint(path, classes=10):
             "would be saved untrained",
         ),
         (["output={file}"], "there is a file of that name"),
+        (["output={file}/x"], r"output=.*file/x: .*file is a file; a folder"),
+        (["output=/proc/foo"], r"output=/proc/foo: nothing can be written to /"),
         (["surgery.options={taw: 0.3}"], "did you mean 'tau'"),
         (
             ["checkpoint_activations=true", "model.name=torchvision/resnet18", "model.kwargs={}"],
@@ -65,6 +69,16 @@ def test_refused_before_anything_starts(settings, message, tmp_path, monkeypatch
         error = capsys.readouterr().err
         assert re.search(message, error), error
         assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["ema_decay=0.9", "block_weight=1.0", "keep_best=true"])
+def test_what_needs_whole_weights_is_refused_where_they_are_sharded(tmp_path, monkeypatch, capsys, key):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    given = [*SMALL, f"output={tmp_path / 'out'}", "finetune.distill_weight=0", "finetune.block_weight=0"]
+    for how in (["--dry-run"], []):
+        assert finetune.main([*how, *given, f"finetune.{key}"]) == 2
+        assert "not with FSDP" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
