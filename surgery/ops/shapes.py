@@ -10,7 +10,7 @@ def check_site(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[
     """Raise ValueError unless x is (N, C, H, W), weight (C_out <= C, C) or with (1, 1) behind, bias (C_out,)."""
     if torch.jit.is_tracing():  # sizes are tensors then, and the site is plain operators, which check them
         return
-    fits = x.dim() == 4 and weight.dim() in (2, 4) and weight.shape[1] == x.shape[1] and 0 < weight.shape[0]
+    fits = x.dim() == 4 and weight.dim() in (2, 4) and weight.shape[1] == x.shape[1] and weight.shape[0] > 0
     fits = fits and weight.shape[0] <= weight.shape[1] and tuple(weight.shape[2:]) in ((), (1, 1))
     if not fits or (bias is not None and bias.shape != weight.shape[:1]):
         raise ValueError(
