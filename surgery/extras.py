@@ -16,6 +16,8 @@ EXTRAS: dict[str, dict[str, str]] = {
         "matplotlib": "matplotlib",
         "yaml": "PyYAML",
         "pydantic": "pydantic",
+        "annotated_types": "annotated-types",
+        "psutil": "psutil",
     },
     "export": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
 }

@@ -25,7 +25,7 @@ def test_criteria_register_once():
 def test_keeps_the_strongest_filters_and_the_function_of_what_is_kept():
     """Filters of zero weight go first; removing them (with zero BatchNorm shift) changes nothing."""
     torch.manual_seed(0)
-    model = timm.create_model("resnet26").eval()
+    model = timm.create_model("resnet26", layers=[1, 1, 2, 1]).eval()
     for block in (m for m in model.modules() if type(m).__name__ == "Bottleneck"):
         for conv, norm in ((block.conv1, block.bn1), (block.conv2, block.bn2)):
             dead = torch.randperm(conv.out_channels)[: conv.out_channels // 2]
@@ -46,7 +46,7 @@ def test_keeps_the_strongest_filters_and_the_function_of_what_is_kept():
 @torch.no_grad()
 def test_grouped_convolution_keeps_its_function():
     torch.manual_seed(0)
-    model = timm.create_model("resnext50_32x4d").eval()
+    model = timm.create_model("resnext50_32x4d", layers=[1, 2, 1, 1]).eval()
     block = model.layer2[1]
     for conv, norm in ((block.conv1, block.bn1), (block.conv2, block.bn2)):
         dead = torch.arange(0, conv.out_channels, 2) + torch.randint(2, (conv.out_channels // 2,))
@@ -62,14 +62,24 @@ def test_grouped_convolution_keeps_its_function():
 
 
 @pytest.mark.parametrize(
-    "name", ["seresnet50", "ecaresnet50t", "nfnet_f0", "densenet121", "resnest50d", "inception_v3"]
+    ("name", "kwargs"),
+    [
+        ("seresnet50", {"layers": [1, 2, 1, 1]}),
+        ("ecaresnet50t", {"layers": [1, 2, 1, 1]}),
+        ("nfnet_f0", {}),
+        ("densenet121", {"block_config": [2, 3, 2, 2]}),
+        ("resnest50d", {"layers": [1, 2, 1, 1]}),
+        ("inception_v3", {}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_narrowed_networks_run_and_reload(name, tmp_path):
+def test_narrowed_networks_run_and_reload(name, kwargs, tmp_path):
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=5)
+    kwargs = {**kwargs, "num_classes": 5}
+    model = timm.create_model(name, **kwargs)
     converted = surgery.convert(model, zeta=12).eval()
     x = torch.randn(1, 3, 96, 96)
-    surgery.save(converted, tmp_path / "m.safetensors")
+    surgery.save(converted, tmp_path / "m.safetensors", source=f"timm/{name}", kwargs=kwargs)
     loaded = surgery.load(tmp_path / "m.safetensors")
     assert torch.equal(loaded(x), converted(x))
     assert sum(p.numel() for p in converted.parameters()) <= sum(p.numel() for p in model.parameters())

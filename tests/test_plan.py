@@ -53,7 +53,7 @@ def test_zeta_four_is_the_ratio_of_every_resnet_however_few_blocks_it_has(name):
     assert plan.notes == ()
 
 
-@pytest.mark.parametrize(("name", "own"), [("darknet53", 2), ("cspresnet50", 2), ("resnext26ts", 4), ("dpn68", 1)])
+@pytest.mark.parametrize(("name", "own"), [("darknet21", 2), ("cspresnet50", 2), ("resnext26ts", 4), ("dpn48b", 1)])
 def test_a_zeta_above_the_networks_own_ratio_is_said_with_both_macs(name, own):
     with torch.device("meta"):
         model = timm.create_model(name)

@@ -49,7 +49,7 @@ def data_folder(settings: DataSettings, name: str, parts: Sequence[str]) -> Path
     Raises:
         RecipeError: no folder is given, or it lacks a part; says how it should be laid out.
     """
-    root = settings.root or os.environ.get(DATA_VARIABLE)
+    root = _root(settings)
     layout = f"{name}/{{{','.join(parts)}}}/…"
     if not root:
         raise RecipeError(
@@ -62,9 +62,14 @@ def data_folder(settings: DataSettings, name: str, parts: Sequence[str]) -> Path
     raise RecipeError(f"{source}={root}: there is no {layout} in it")
 
 
+def _root(settings: DataSettings) -> str:
+    """``data.root``, or else SURGERY_DATA, where ``~`` is the home folder too; nothing where neither is given."""
+    return settings.root or os.path.expanduser(os.environ.get(DATA_VARIABLE, ""))
+
+
 def data_root(settings: DataSettings) -> Path:
     """The folder ``data.root`` (or SURGERY_DATA); raises RecipeError where none is given, or it is none."""
-    root = settings.root or os.environ.get(DATA_VARIABLE)
+    root = _root(settings)
     if not root:
         raise RecipeError(f"data.name={settings.name} is read from files: set data.root, or {DATA_VARIABLE}")
     if not Path(root).is_dir():
@@ -84,5 +89,5 @@ def own_folder(settings: DataSettings, layout: str) -> Path:
         return Path(settings.root)
     other = f" ({DATA_VARIABLE} is for named datasets)" if not settings.root and DATA_VARIABLE in os.environ else ""
     raise RecipeError(
-        f"data.root={settings.root}: with data.name={settings.name} a folder with {layout} is needed{other}"
+        f"data.root={settings.root or 'null'}: with data.name={settings.name} a folder with {layout} is needed{other}"
     )

@@ -62,19 +62,19 @@ def _from_checkpoint(recipe: Recipe) -> Original:
 
 def _from_name(recipe: Recipe, classes: int, download: bool) -> Original:
     model = recipe.model
-    source = parse_source(model.name, _with_classes(model.name, model.kwargs, classes))
+    source = parse_source(model.name, _kwargs_with_classes(model.name, model.kwargs, classes))
     published = model.pretrained and not model.weights
     network = surgery.create(model.name, pretrained=published and download, **source.kwargs)
     if model.weights:
         new = load_weights(network, source, classes, model.weights).new
-        return Original(network, f"{model.name}, weights of {model.weights}{_said(new, classes)}", new)
+        return Original(network, f"{model.name}, weights of {model.weights}{_new_in_words(new, classes)}", new)
     if not published:
         return Original(network, f"{model.name}, freshly initialised")
     new = _new_of_pretrained(network, source, classes)
-    return Original(network, f"{model.name}, pretrained{_said(new, classes)}", new)
+    return Original(network, f"{model.name}, pretrained{_new_in_words(new, classes)}", new)
 
 
-def _with_classes(name: str, kwargs: dict[str, Any], classes: int) -> dict[str, Any]:
+def _kwargs_with_classes(name: str, kwargs: dict[str, Any], classes: int) -> dict[str, Any]:
     """A builder's arguments, with the data set's classes where it can be told them and is not."""
     if "num_classes" in kwargs:
         return kwargs
@@ -91,7 +91,7 @@ def _new_of_pretrained(network: nn.Module, source: Source, classes: int) -> tupl
     return ()
 
 
-def _said(new: tuple[str, ...], classes: int) -> str:
+def _new_in_words(new: tuple[str, ...], classes: int) -> str:
     return f"; new for {classes} classes: {', '.join(new)}" if new else ""
 
 

@@ -53,8 +53,15 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         _held.discard(path)
-        with contextlib.suppress(FileNotFoundError):  # the folder was removed meanwhile
-            path.unlink()
+        _release(path, descriptor)
+
+
+def _release(path: Path, descriptor: int) -> None:
+    if fcntl is None:  # Windows removes no file that is open
+        os.close(descriptor)
+    with contextlib.suppress(FileNotFoundError):  # the folder was removed meanwhile
+        path.unlink()
+    if fcntl is not None:
         os.close(descriptor)  # and with it the lock, after the file is gone: nobody gets a lock on it and keeps it
 
 
@@ -68,9 +75,7 @@ def _acquire(folder: Path, path: Path) -> int:
         try:
             _lock(folder, descriptor)
             if _is_still(path, descriptor):
-                os.truncate(descriptor, 0)
-                os.pwrite(descriptor, json.dumps(_us()).encode(), 0)
-                os.fsync(descriptor)
+                _write(descriptor, _us())
                 return descriptor
         except BaseException:
             os.close(descriptor)
@@ -110,10 +115,18 @@ def _is_still(path: Path, descriptor: int) -> bool:
         return False
 
 
+def _write(descriptor: int, content: dict[str, Any]) -> None:
+    os.ftruncate(descriptor, 0)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.write(descriptor, json.dumps(content).encode())
+    os.fsync(descriptor)
+
+
 def _read(descriptor: int) -> dict[str, Any]:
     """What the file says; nothing where it is new, or its job was killed while it wrote."""
+    os.lseek(descriptor, 0, os.SEEK_SET)
     try:
-        content = json.loads(os.pread(descriptor, 4096, 0))
+        content = json.loads(os.read(descriptor, 4096))
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}

@@ -5,6 +5,7 @@ makes one, and remain dataclasses (``asdict``, ``replace``). What keys may not b
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,8 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import CoreSchema, core_schema
 from timm.optim import list_optimizers
 
+from surgery.builder_arguments import plain_arguments
+from surgery.errors import SourceError
 from surgery.methods.registry import methods
 from surgery.request import MODES
 from surgery.segmentation import View
@@ -30,10 +33,12 @@ SCHEDULERS = ("cosine", "tanh", "step", "multistep", "poly")  # timm's that need
 INTERPOLATIONS = ("bilinear", "bicubic")
 SEGMENTATION = ("cityscapes", "segmentation_folder")
 SECOND_ORDER = ("adahessian",)  # needs a backward pass through the backward pass, which the trainer does not make
+LISTED = "timm.optim.list_optimizers()"
 HELD_ELSEWHERE = {
     "surgery.options": {
         **{name: f"surgery.{name} is the key" for name in ("method", "zeta", "mode", "calibrate", "match")},
         **dict.fromkeys(("strict", "images", "inplace"), "the job sets it; leave it out"),
+        "input_size": "data.image_size is the key",
     },
     "model.kwargs": {"pretrained": "model.pretrained is the key"},
 }
@@ -52,7 +57,7 @@ def _named(value: object) -> object:
     return "no" if value is False else value
 
 
-def _said(value: str) -> str:
+def _not_blank(value: str) -> str:
     if not value.strip():
         raise ValueError("blank")
     return value
@@ -63,6 +68,7 @@ class OneOf:
     """Says of a text that it is one of some names, which may only be known later."""
 
     listed: Callable[[], Iterable[str]]
+    source: str = ""  # where many names are listed
 
     @property
     def names(self) -> list[str]:
@@ -83,9 +89,10 @@ Share = Annotated[Number, Field(ge=0, le=1)]
 Scale = Annotated[Number, Field(gt=0, le=16)]
 Deviation = Annotated[Number, Field(gt=0, le=1)]
 Flag = Annotated[bool, Strict()]
-Text = Annotated[str, Strict(), Field(min_length=1, max_length=4096), AfterValidator(_said)]
+Text = Annotated[str, Strict(), Field(min_length=1, max_length=4096), AfterValidator(_not_blank)]
+FileName = Annotated[Text, AfterValidator(os.path.expanduser)]
 Batch = Annotated[Whole, Field(ge=2, le=1 << 16)]
-Optimizer = Annotated[str, OneOf(lambda: [name for name in list_optimizers() if name not in SECOND_ORDER])]
+Optimizer = Annotated[str, OneOf(lambda: [name for name in list_optimizers() if name not in SECOND_ORDER], LISTED)]
 Scheduler = Annotated[str, OneOf(lambda: SCHEDULERS)]
 Precision = Annotated[str, BeforeValidator(_named), OneOf(lambda: PRECISIONS)]
 Tracker = Annotated[str, OneOf(lambda: TRACKERS)]
@@ -114,7 +121,7 @@ class DataSettings:
         description="digits, cifar10, cifar100, imagenet, folder, shards, torch/NAME (torchvision's), hfds/NAME "
         "(Hugging Face's, a local folder or from its cache), cityscapes, segmentation_folder",
     )
-    root: Text | None = Field(
+    root: FileName | None = Field(
         default=None,
         description="the folder that holds the dataset's folder, or that folder itself; default: the variable "
         "SURGERY_DATA, but folder and segmentation_folder need the key (of hfds: the cache)",
@@ -219,17 +226,21 @@ class ModelSettings:
     pretrained: Flag = Field(
         default=False, description="begin with the published weights, from the cache or by a download"
     )
-    weights: Text | None = Field(
+    weights: FileName | None = Field(
         default=None,
         description="begin with a plain checkpoint file of that network (.safetensors, .pth, .pt, .bin) in place of "
         "the download; its head is made anew where the number of classes differs, and baseline trains it",
     )
-    checkpoint: Text | None = Field(
+    checkpoint: FileName | None = Field(
         default=None, description="begin with a file of surgery.save, which knows name and kwargs itself"
     )
 
     def __post_init__(self) -> None:
         _refuse_held_elsewhere("model.kwargs", self.kwargs)
+        try:
+            plain_arguments(self.kwargs)
+        except SourceError as error:  # which begins with kwargs
+            raise RecipeError(f"model.{error}") from None
         if self.weights and self.checkpoint:
             raise RecipeError(
                 f"model.weights={self.weights!r} and model.checkpoint={self.checkpoint!r}: one of them is needed; "
@@ -353,7 +364,7 @@ class TrainSettings:
 class Recipe:
     """A whole job. The original is ``model``, trained by ``baseline`` first where that has epochs."""
 
-    output: Text = Field(default="runs/quickstart", description="the job's folder")
+    output: FileName = Field(default="runs/quickstart", description="the job's folder")
     seed: Whole = Field(default=0, ge=0, le=(1 << 31) - 1, description="of all that is random")
     seeds: Whole = Field(
         default=1,
@@ -396,8 +407,6 @@ class Recipe:
         for key in ("distill_weight", "block_weight"):
             if getattr(self.baseline, key):
                 raise RecipeError(f"baseline.{key}: the baseline has no teacher; 0 is needed")
-        if self.baseline.lr_by_damage:
-            raise RecipeError("baseline.lr_by_damage=true: nothing was converted before the baseline; false is needed")
         if self.baseline.lr_by_damage:
             raise RecipeError("baseline.lr_by_damage=true: nothing was converted before the baseline; false is needed")
         if self.baseline.keep_best:

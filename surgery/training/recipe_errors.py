@@ -1,7 +1,9 @@
 """What is wrong with a recipe, in one line that names the key, its value and what would be accepted."""
 
 import dataclasses
+import difflib
 import functools
+import math
 import typing
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -13,6 +15,7 @@ from pydantic.fields import FieldInfo
 from surgery.errors import check_choice
 
 SHOWN = 80  # characters of a value, and
+NEAREST = 3  # names, of many
 ERRORS = 5  # wrong keys, that one message holds
 C = TypeVar("C", bound=type)
 LIMITS = {Ge: "ge", Gt: "gt", Le: "le", Lt: "lt"}
@@ -39,12 +42,27 @@ def check_key(key: str, value: str, accepted: Iterable[str]) -> None:
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: cut where it is long."""
+    """A value as YAML writes it, text in quotes, cut where it is long."""
     try:
-        text = repr(value)
+        text = _written(value)
     except (ValueError, RecursionError):  # Python writes no integer of more than 4,300 digits
         return f"a {type(value).__name__} of absurd size"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def _written(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_key(key)}: {_written(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_written, value))}]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else repr(value)
+
+
+def _key(key: object) -> str:
+    return key if isinstance(key, str) else _written(key)
 
 
 def raises_recipe_errors(cls: C) -> C:
@@ -88,7 +106,11 @@ def _line(error: Any, cls: type) -> str:
 
 
 def _refusal(name: str, value: object, annotation: Any) -> str:
-    names = choices(annotation)
+    names, source = choices(annotation), listed_at(annotation)
+    if source and isinstance(value, str):
+        nearest = difflib.get_close_matches(value, names, NEAREST, cutoff=0.3)
+        hint = f"; did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
+        return f"{name}={shown(value)}: {accepted(annotation)} is needed{hint}"
     if names and isinstance(value, str):
         try:
             check_choice(name, value, names)
@@ -150,6 +172,12 @@ def choices(annotation: Any) -> list[str]:
     return own[0] if own else next((names for part in typing.get_args(plain) if (names := choices(part))), [])
 
 
+def listed_at(annotation: Any) -> str:
+    """Where the names that a key takes are listed, where they are too many for a line; else nothing."""
+    _, notes = _split(annotation)
+    return next((note.source for note in notes if hasattr(note, "names")), "")
+
+
 def accepted(annotation: Any, notes: Iterable[Any] = ()) -> str:
     """What a key takes, in words: ``a number from 0 to 1``."""
     plain, own = _split(annotation)
@@ -163,6 +191,8 @@ def accepted(annotation: Any, notes: Iterable[Any] = ()) -> str:
         return "a group of keys"
     if arguments:
         return " or ".join(accepted(argument, notes if argument is not type(None) else ()) for argument in arguments)
+    if source := listed_at(annotation):
+        return f"a name of {source}"
     names = choices(annotation)
     return f"one of {', '.join(names)}" if names else KINDS.get(plain, str(plain)) + _range(notes)
 

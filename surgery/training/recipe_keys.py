@@ -6,9 +6,7 @@ from typing import Any
 import yaml
 
 from surgery.training.recipe import Recipe
-from surgery.training.recipe_errors import accepted, annotation_of, choices
-
-MANY = 12  # names that are not listed
+from surgery.training.recipe_errors import accepted, annotation_of, listed_at
 
 
 def keys_table() -> str:
@@ -40,8 +38,8 @@ def _is_group(declared: Any) -> bool:
 
 def _row(prefix: str, name: str, declared: Any) -> str:
     annotation = annotation_of(declared)
-    names = choices(annotation)
-    takes = "a name of `timm.optim.list_optimizers()`" if len(names) > MANY else accepted(annotation)
+    source = listed_at(annotation)
+    takes = f"a name of `{source}`" if source else accepted(annotation)
     cells = [
         f"`{name if prefix == 'finetune.' else prefix + name}`",
         f"`{_value(declared)}`",

@@ -2,8 +2,10 @@
 
 A recipe is a small file of plain values. So YAML's anchors and aliases, by which few lines stand for billions of
 values, are refused, as are keys that occur twice, values nested deeper than any recipe's, and files that are too large.
+A date is a text, as is 1:30, which YAML 1.1 takes for 90.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,13 @@ from surgery.training.recipe_errors import RecipeError, shown
 
 BYTES = 1 << 16
 DEPTH = 16
+DATE = "tag:yaml.org,2002:timestamp"
+NUMBERS = {
+    tag: re.compile(rf"(?!.*:)(?:{pattern.pattern})", re.VERBOSE)
+    for resolvers in yaml.SafeLoader.yaml_implicit_resolvers.values()
+    for tag, pattern in resolvers
+    if tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+}
 
 
 class _Refused(yaml.YAMLError):
@@ -24,10 +33,20 @@ class _Refused(yaml.YAMLError):
         self.problem, self.problem_mark = problem, mark
 
 
+def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    """Those of SafeLoader by first character, without dates and numbers of base 60."""
+    kept = {
+        first: [(tag, NUMBERS.get(tag, pattern)) for tag, pattern in resolvers if tag != DATE]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    return {first: resolvers for first, resolvers in kept.items() if resolvers}
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader without aliases, repeated keys, keys that are no text, and depth."""
 
     depth = 0
+    yaml_implicit_resolvers = _resolvers()
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         event: Any = self.peek_event()
@@ -41,6 +60,12 @@ class _Loader(yaml.SafeLoader):
         if isinstance(node, MappingNode):
             _check_keys(node)
         return node
+
+    def construct_object(self, node: Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, OverflowError) as error:  # a number that cannot be
+            raise _Refused(str(error).partition(";")[0], node.start_mark) from None
 
 
 def _check_keys(node: MappingNode) -> None:
@@ -103,8 +128,8 @@ def _parse(text: str, complaint: str) -> Any:
         problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         raise RecipeError(f"{complaint}: {_words(problem or str(error))}{where}") from None
-    except (ValueError, OverflowError, RecursionError) as error:  # a date or a number that cannot be
-        raise RecipeError(f"{complaint}: {_words(str(error).partition(';')[0])}") from None
+    except RecursionError as error:
+        raise RecipeError(f"{complaint}: {_words(str(error))}") from None
 
 
 def _words(problem: str) -> str:

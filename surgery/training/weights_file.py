@@ -1,7 +1,5 @@
 """Weights of a plain checkpoint file, as timm, torchvision and most training scripts write them, for a network."""
 
-import pickle
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +67,10 @@ def class_tensors(source: Source, classes: int) -> set[str]:
     """Names of a network's tensors whose shape depends on ``num_classes``: those of its head, or heads."""
     try:
         shapes = [
-            {name: tensor.shape for name, tensor in build_on_meta(_with_classes(source, count)).state_dict().items()}
+            {
+                name: tensor.shape
+                for name, tensor in build_on_meta(_source_with_classes(source, count)).state_dict().items()
+            }
             for count in (classes, classes + 1)
         ]
     except SourceError:  # a builder without num_classes: no tensor is known to be of the head
@@ -77,7 +78,7 @@ def class_tensors(source: Source, classes: int) -> set[str]:
     return {name for name, shape in shapes[0].items() if shapes[1].get(name) != shape}
 
 
-def _with_classes(source: Source, classes: int) -> Source:
+def _source_with_classes(source: Source, classes: int) -> Source:
     return Source(source.builder, source.name, {**source.kwargs, "num_classes": classes})
 
 
@@ -97,10 +98,8 @@ def read_tensors(path: str) -> dict[str, Tensor]:
     _check_unconverted(path)
     try:
         tensors = load_state_dict(path, use_ema=True, weights_only=True)
-    except (safetensors.SafetensorError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError, OSError) as error:
-        raise RecipeError(f"model.weights={path} is damaged, or no file of weights: {_first_line(error)}") from None
-    except (RuntimeError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:  # torch's and timm's
-        raise RecipeError(f"model.weights={path} cannot be read as plain weights: {_first_line(error)}") from None
+    except Exception as error:  # a damaged file makes readers (zip, tar, pickle, torch, timm) raise anything
+        raise _unreadable(path, error) from None
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         other = next((name for name, value in tensors.items() if not isinstance(value, Tensor)), "nothing")
         raise RecipeError(f"model.weights={path} holds {other!r} where tensors by name are needed (a state dict)")
@@ -114,11 +113,14 @@ def _check_unconverted(path: str) -> None:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             manifest = (file.metadata() or {}).get(WRITTEN_BY_SURGERY, "")
-    except safetensors.SafetensorError as error:
-        raise RecipeError(f"model.weights={path} is damaged, or no safetensors file: {_first_line(error)}") from None
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
+        raise _unreadable(path, error) from None
     if manifest and '"edits": []' not in manifest:
         raise RecipeError(f"model.weights={path} holds a converted network: model.checkpoint is the key for it")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _unreadable(path: str, error: Exception) -> RecipeError:
+    module, name = type(error).__module__.partition(".")[0].lstrip("_"), type(error).__name__
+    kind = name if module == "builtins" else f"{module}.{name}"  # such as struct.error
+    reason = (str(error).strip() or "no reason given").splitlines()[0]
+    return RecipeError(f"model.weights={path} is damaged, or cannot be read as plain weights: {kind}: {reason}")

@@ -17,6 +17,8 @@ from surgery.ops.triton_kernels.site import ACCUMULATORS, decision, site
 
 KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 FORMS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+SLOW = pytest.mark.slow  # the suite compiles a kernel of each file
+EVERY_KIND = [kind if kind == "bf16" else pytest.param(kind, marks=SLOW) for kind in KINDS]
 MULTIPLES = "channels", "subsets", "plane", "pixels"
 
 
@@ -56,14 +58,14 @@ def widest(ptx, what):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 @pytest.mark.parametrize(
     ("size", "grouping", "stride"),
     [
         ((8, 256, 56, 56), "contiguous", (1, 1)),
-        ((8, 256, 56, 56), "strided", (1, 1)),
-        ((8, 250, 56, 56), "contiguous", (2, 2)),
-        ((8, 64 * 300, 7, 7), "contiguous", (1, 1)),
+        pytest.param((8, 256, 56, 56), "strided", (1, 1), marks=SLOW),
+        pytest.param((8, 250, 56, 56), "contiguous", (2, 2), marks=SLOW),
+        pytest.param((8, 64 * 300, 7, 7), "contiguous", (1, 1), marks=SLOW),
     ],
     ids=str,
 )
@@ -98,6 +100,7 @@ def test_subset_kernels_compile(size, grouping, stride, kind, form):
             compiled(spread_kernel, kind, {**variant, "p": 7, **spread.default.kwargs})
 
 
+@SLOW
 @pytest.mark.parametrize("candidates", [fusing._PLANES, fusing._RUNS, spreading._PLANES, spreading._RUNS])
 def test_every_candidate_compiles(candidates):
     is_run = "KB" in candidates.kernel.arg_names
@@ -108,7 +111,7 @@ def test_every_candidate_compiles(candidates):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_sums_and_small_sites_compile(kind, form):
     last = form == "nhwc"
     exact = ACCUMULATORS[torch.float64 if kind == "fp64" else torch.float32]

@@ -179,7 +179,7 @@ def test_datasets_are_not_taken_for_classes(tmp_path, monkeypatch):
     cifar(tmp_path)
     (tmp_path / "birds" / "train").mkdir(parents=True)
     monkeypatch.setenv("SURGERY_DATA", str(tmp_path))
-    with pytest.raises(RecipeError, match=r"data\.root=None: .*CLASS/\*.*\(SURGERY_DATA is for named datasets\)"):
+    with pytest.raises(RecipeError, match=r"data\.root=null: .*CLASS/\*.*\(SURGERY_DATA is for named datasets\)"):
         open_data(DataSettings(name="folder", batch_size=8, holdout=0.1))
     (tmp_path / "birds" / "train" / "0.png").write_bytes((tmp_path / "cifar10/train/class0/0.png").read_bytes())
     with pytest.raises(RecipeError, match=r"birds is no class: it has parts of its own \(train\)"):

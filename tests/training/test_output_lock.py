@@ -1,5 +1,6 @@
 """One job at a time in an output folder."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +78,30 @@ def test_what_another_host_left_is_not_taken_over(tmp_path):
 def test_a_file_that_was_not_written_to_its_end_is_taken_over(tmp_path, content):
     (tmp_path / ".lock").write_text(content)
     with locked(tmp_path):
+        pass
+
+
+def test_where_the_system_has_neither_record_locks_nor_removal_of_open_files(tmp_path, monkeypatch):
+    """As Windows: no fcntl, pread and pwrite; a file that is open cannot be removed."""
+    monkeypatch.setattr(output_lock, "fcntl", None)
+    for name in ("pread", "pwrite"):
+        monkeypatch.delattr(os, name, raising=False)
+    real, lock = Path.unlink, tmp_path / ".lock"
+
+    def unlink(path, missing_ok=False):
+        status = os.stat(path)
+        for descriptor in range(256):
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(descriptor), status):
+                    raise AssertionError(f"{path} is open")
+        real(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with locked(tmp_path):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+    assert not lock.exists()
+    lock.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getppid(), "since": "now"}))
+    with pytest.raises(OutputInUseError, match=f"process {os.getppid()}"), locked(tmp_path):
         pass
 
 

@@ -25,6 +25,18 @@ def test_overrides_are_typed():
     assert load_recipe(RECIPES[0], ["precision=no"]).precision == "no"
 
 
+def test_tilde_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("USERPROFILE", "/home/somebody")
+    recipe = load_recipe(RECIPES[0], ["data.root=~/x", "output=~/y", "model.weights=~/w.pth"])
+    expected = ("/home/somebody/x", "/home/somebody/y", "/home/somebody/w.pth")
+    assert (recipe.data.root, recipe.output, recipe.model.weights) == expected
+
+
+def test_a_date_is_a_text():
+    assert load_recipe(RECIPES[0], ["output=2026-01-02"]).output == "2026-01-02"
+
+
 def test_blocks_fade_to_nothing_in_the_last_of_several_epochs():
     def weights(epochs, fade):
         train = load_recipe(
@@ -43,7 +55,7 @@ def test_blocks_fade_to_nothing_in_the_last_of_several_epochs():
         ("finetune.epoch=3", "in finetune: recipe key='epoch'.*did you mean 'epochs'"),
         ("fintune.epochs=3", "in the recipe: recipe key='fintune'.*did you mean 'finetune'"),
         ("finetune.epochs=three", "finetune.epochs='three': a whole number from 0 to 100000 is needed"),
-        ("finetune.epochs=true", "finetune.epochs=True: a whole number"),
+        ("finetune.epochs=true", "finetune.epochs=true: a whole number"),
         ("finetune.epochs=1.5", r"finetune.epochs=1\.5: a whole number"),
         ("finetune.epochs=-1", "finetune.epochs=-1: a whole number from 0"),
         ("finetune.batch_size=1", "finetune.batch_size=1: a whole number from 2"),
@@ -56,11 +68,11 @@ def test_blocks_fade_to_nothing_in_the_last_of_several_epochs():
         ("seed=" + "9" * 5000, "is no YAML value: Exceeds the limit"),
         ("seed=0x" + "f" * 5000, "seed=a int of absurd size: a whole number"),
         ("threads=-5", "threads=-5: a whole number from 0"),
-        ("output=", "output=None: a text that is not empty"),
+        ("output=", "output=null: a text that is not empty"),
         ("output='  '", "output='  ': a text that is not empty"),
         ("output=3", "output=3: a text"),
         ("control=1", "control=1: true or false is needed"),
-        ("data.name=", "data.name=None: a text"),
+        ("data.name=", "data.name=null: a text"),
         ("data.image_size=100000000", "data.image_size=100000000: a whole number from 8 to 4096"),
         ("data.workers=-1", "data.workers=-1: a whole number from 0"),
         ("data.hflip=7", "data.hflip=7: a number from 0 to 1 is needed"),
@@ -70,14 +82,18 @@ def test_blocks_fade_to_nothing_in_the_last_of_several_epochs():
         ("data.std=[0, 1, 1]", r"data\.std\[0\]=0: a number above 0, at most 1"),
         ("data.mean=0.5", r"data\.mean=0\.5: a list"),
         ("finetune.lr=-1", "finetune.lr=-1: a number above 0"),
-        ("finetune.lr=.nan", "finetune.lr=nan: a number above 0"),
-        ("finetune.lr=nan", "finetune.lr=nan: a number above 0"),
-        ("finetune.lr=.inf", "finetune.lr=inf: a number above 0, at most 1000"),
-        ("finetune.lr=true", "finetune.lr=True: a number"),
+        ("finetune.lr=.nan", r"finetune\.lr=\.nan: a number above 0"),
+        ("finetune.lr=nan", r"finetune\.lr=\.nan: a number above 0"),
+        ("finetune.lr=.inf", r"finetune\.lr=\.inf: a number above 0, at most 1000"),
+        ("finetune.lr=true", "finetune.lr=true: a number"),
         ("finetune.lr=fast", "finetune.lr='fast': a number"),
-        ("finetune.optimizer=foo", r"finetune\.optimizer='foo': one of 'adabelief'"),
+        (
+            "finetune.optimizer=foo",
+            r"^finetune\.optimizer='foo': a name of timm\.optim\.list_optimizers\(\) is needed.{,60}$",
+        ),
+        ("finetune.optimizer=3", r"^finetune\.optimizer=3: a name of timm\.optim\.list_optimizers\(\) is needed$"),
         ("finetune.optimizer=adamx", r"did you mean 'adam\w*'"),
-        ("finetune.optimizer=adahessian", r"finetune\.optimizer='adahessian': one of"),
+        ("finetune.optimizer=adahessian", r"finetune\.optimizer='adahessian': a name of"),
         ("finetune.scheduler=plateau", r"finetune\.scheduler='plateau': one of 'cosine'"),
         ("finetune.weight_decay=-1", "finetune.weight_decay=-1: a number from 0"),
         ("finetune.smoothing=5", "finetune.smoothing=5: a number from 0 to below 1"),
@@ -97,7 +113,7 @@ def test_blocks_fade_to_nothing_in_the_last_of_several_epochs():
         ("data.crop_pct=0.0", r"data\.crop_pct=0\.0"),
         ("data.interpolation=cubic", r"data\.interpolation='cubic'.*did you mean 'bicubic'"),
         ("data=digits", "data='digits': a group of keys is needed"),
-        ("data=", "data=None: a group of keys is needed"),
+        ("data=", "data=null: a group of keys is needed"),
         ("seed.x=1", "is a value, not a group"),
         ("precision=int8", "precision='int8'"),
         ("track=comet", "track='comet': one of 'tensorboard', 'wandb', 'mlflow'"),
@@ -123,7 +139,14 @@ def test_blocks_fade_to_nothing_in_the_last_of_several_epochs():
         ("model.kwargs={a: 1, a: 2}", "the key 'a' occurs twice"),
         ("model.kwargs={1: 2}", "the key '1' is no name"),
         ("model.kwargs=" + "[" * 3000, "nested deeper than 16 levels"),
-        ("model.name=2001-99-99", "is no YAML value: month must be in"),
+        ("seed=2026-13-45", "seed='2026-13-45': a whole number"),
+        ("seed=1:30", "seed='1:30': a whole number"),
+        ("finetune.lr=1:30.5", r"finetune\.lr='1:30\.5': a number"),
+        ("seed=true", "seed=true: a whole number"),
+        ("finetune=", "finetune=null: a group of keys"),
+        ("data.hflip=[null, {a: true}]", r"data\.hflip=\[null, {a: true}\]: a number"),
+        ("surgery.options={input_size: 64}", r"surgery\.options\.input_size: data\.image_size is the key"),
+        ("model.kwargs={num_classes: .nan}", r"^model\.kwargs\.num_classes=nan: "),
         ("model.name=!!python/name:os.system x", "is no YAML value: could not determine a constructor"),
     ],
     ids=lambda text: text[:40],
@@ -198,6 +221,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         (b"data: {root: a, root: b}\n", "the key 'root' occurs twice"),
         (b"data: {<<: {root: a}}\n", "the key '<<' is no name"),
         (b"[a]: 1\n", "the key a list or a mapping is no name"),
+        (b"seed: 1\nseeds: " + b"9" * 5000, r"Exceeds the limit .* \(line 2, column 8\)$"),
         (b"no: 1\n", "the key 'no' is no name; put it in quotes"),
         (BOMB.encode(), r"anchors and aliases .* \(line 1, column 4\)$"),
         (b"a: " + b"[" * 3000, "nested deeper than 16 levels"),
@@ -213,10 +237,10 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 def test_files_that_are_no_recipe(content, message, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_bytes(content)
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(RecipeError, match=message) as caught:
         load_recipe(path)
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
     assert "\n" not in str(caught.value)
 
 

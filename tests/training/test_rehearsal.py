@@ -115,7 +115,9 @@ def test_a_checkpoint_is_trained_further_where_the_baseline_has_epochs(tmp_path)
 
 
 def test_a_checkpoint_that_is_no_better_than_chance_is_a_loud_warning(tmp_path):
-    torch.manual_seed(0)
-    given = [f"output={tmp_path}", *SMALL, f"model.checkpoint={checkpoint(tmp_path)}", "model.kwargs={}"]
+    model = surgery.load(checkpoint(tmp_path))
+    torch.nn.init.zeros_(model.fc.weight)  # the same class for every image
+    surgery.save(model, tmp_path / "w.safetensors")
+    given = [f"output={tmp_path}", *SMALL, f"model.checkpoint={tmp_path}/w.safetensors", "model.kwargs={}"]
     with pytest.warns(UserWarning, match="is chance for 10 classes.*baseline.epochs=10 trains it first"):
         run(load_recipe(finetune.QUICKSTART, [*given, "baseline.epochs=0"]))

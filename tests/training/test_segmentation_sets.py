@@ -113,7 +113,7 @@ def test_folders_that_will_not_do(folder, monkeypatch):
 
 def test_other_datasets_folder_and_missing_parts(folder, monkeypatch):
     monkeypatch.setenv("SURGERY_DATA", str(folder))
-    with pytest.raises(RecipeError, match=r"data\.root=None: .*\(SURGERY_DATA is for named datasets\)"):
+    with pytest.raises(RecipeError, match=r"data\.root=null: .*\(SURGERY_DATA is for named datasets\)"):
         open_data(DataSettings(**SETTINGS))
     (folder / "train" / "images" / "._0.png").write_bytes(b"left by a Mac")
     assert len(open_data(DataSettings(root=str(folder), **SETTINGS)).train) == 3
