@@ -19,6 +19,7 @@ SMALL = [
     "baseline.epochs=2",
     "finetune.epochs=2",
     "surgery.calibrate=0",
+    "data.image_size=16",
 ]
 
 
