@@ -21,6 +21,8 @@ SMALL = [
     "surgery.calibrate=0",
     "data.image_size=16",
 ]
+# torch 2.14 gives NaN gradients in bf16 for a strided 3×3 convolution of a 1×1 map, on processors with AMX
+AT_32 = "data.image_size=32"
 
 
 def recipe(output, *more):
@@ -118,7 +120,7 @@ def test_other_settings_do_not_mix_with_an_old_state(tmp_path):
 
 def test_mixup_ema_clipping_bf16_and_a_checkpoint(tmp_path):
     run(recipe(tmp_path / "one", "baseline.epochs=1", "finetune.epochs=0"))
-    more = ["finetune.mixup=0.2", "finetune.ema_decay=0.9", "finetune.clip_grad=1.0", "precision=bf16"]
+    more = ["finetune.mixup=0.2", "finetune.ema_decay=0.9", "finetune.clip_grad=1.0", "precision=bf16", AT_32]
     checkpoint = f"model.checkpoint={tmp_path / 'one' / 'baseline.safetensors'}"
     AcceleratorState._reset_state(reset_partial_state=True)
     rows = run(recipe(tmp_path / "two", checkpoint, *more))
@@ -128,7 +130,7 @@ def test_mixup_ema_clipping_bf16_and_a_checkpoint(tmp_path):
 
 
 def test_bf16_autocasts_in_training_only(tmp_path):
-    more = ["precision=bf16", "channels_last=true"]
+    more = ["precision=bf16", "channels_last=true", AT_32]
     assert len(run(recipe(tmp_path, *more))) == 3  # and it is reloaded identical, or an error is raised
 
 
