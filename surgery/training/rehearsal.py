@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import surgery
+from surgery.convert import carry_out
+from surgery.errors import NoSitesError
+from surgery.graph.skeleton import copied
 from surgery.training.block_distillation import distilled_blocks
 from surgery.training.data import make_loader
 from surgery.training.data_set import DataSet
@@ -60,7 +63,9 @@ def rehearse(accelerator: Accelerator, recipe: Recipe, data: DataSet, task: Task
     check_execution(accelerator, original.network, execution)
     network, method = original.network, recipe.surgery.method
     decided = surgery.plan(network, method, **recipe.surgery_arguments)
-    converted = surgery.convert(network, method, strict=True, match=False, **recipe.surgery_arguments)
+    if not decided.edits:
+        raise NoSitesError(f"{recipe.model.checkpoint or recipe.model.name}: {decided.notes[0]}\n{decided}")
+    converted = carry_out(decided, copied(network))
     training, test = _batches(recipe, data)
     plain = replace(execution, compile=False)  # compiling takes a minute
     few = training[0][:FEW], training[1][:FEW]
