@@ -21,9 +21,9 @@ setup(
     package_dir={"surgery.recipes": "recipes"},
     ext_modules=[
         Extension(
-            f"surgery.ops.cpu._pix_{isa}",
-            ["surgery/ops/cpu/pix_cpu.cpp", "surgery/ops/cpu/dispatcher.cpp"],
-            depends=[f"surgery/ops/cpu/{name}.h" for name in ("vectors", "site", "pool", "fuse", "spread")],
+            f"surgery.methods.pix.ops.cpu._pix_{isa}",
+            ["surgery/methods/pix/ops/cpu/pix_cpu.cpp", "surgery/methods/pix/ops/cpu/dispatcher.cpp"],
+            depends=[f"surgery/methods/pix/ops/cpu/{name}.h" for name in ("vectors", "site", "pool", "fuse", "spread")],
             extra_compile_args=["-std=c++17", "-O3", "-g0", "-fvisibility=default", "-Wno-psabi", *flags],
             extra_link_args=["-pthread", "-ldl"],
             language="c++",

@@ -22,7 +22,7 @@ from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 import surgery
-from surgery.table import table
+from surgery.core.table import table
 
 
 def main() -> None:

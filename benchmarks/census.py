@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 import surgery
-from surgery.table import table
+from surgery.core.table import table
 
 _NUMBERS = re.compile(r"\b\d+(?: to \d+)? (?=channels|groups)")
 REASONS_SHOWN = 4

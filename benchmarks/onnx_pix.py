@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import surgery
-from surgery.export.composed import ComposedPiX
-from surgery.layers import PiX
+from surgery.methods.pix.layer import PiX
+from surgery.methods.pix.lowering import ComposedPiX
 
 WARM_UP = 3
 Reductions = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (x, subsets) → (max, mean)

@@ -15,10 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from surgery import ops
 from surgery.bench import interleaved
 from surgery.bench.operator import SIZES
-from surgery.table import table
+from surgery.core.table import table
+from surgery.methods.pix import ops
 
 BLOCK = 256
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from surgery.atomic_file import write_atomically
+from surgery.core.atomic_file import write_atomically
 from surgery.training import Recipe, load_recipe, run
 from surgery.training.outcome import Measured, curve_points, draw_runs, write_figure
 from surgery.training.recipe import RecipeError

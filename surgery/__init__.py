@@ -1,15 +1,17 @@
 """Model surgery for pretrained ConvNets: plan, convert, count, save, load, export."""
 
-from surgery import checkpoint, cifar_resnet, errors, pspnet
+from surgery import checkpoint
 from surgery.calibration import calibrate, synthetic_images
 from surgery.checkpoint import load, save
+from surgery.checkpoint.source import Source, create, register_builder
 from surgery.convert import convert
-from surgery.cost import Cost, cost
-from surgery.export import export
-from surgery.inference import optimize_for_inference
-from surgery.matching import match
-from surgery.plan import Plan, plan
-from surgery.source import Source, create, register_builder
+from surgery.core import errors
+from surgery.deploy.export import export
+from surgery.deploy.inference import optimize_for_inference
+from surgery.methods.pix.matching import match
+from surgery.models import cifar_resnet, pspnet
+from surgery.planning.cost import Cost, cost
+from surgery.planning.plan import Plan, plan
 
 __version__ = "0.1.0"
 __all__ = [

@@ -11,22 +11,22 @@ from typing import Any
 from torch import Tensor, nn
 
 import surgery
-from surgery import segmentation
 from surgery.bench.command import add_options
 from surgery.bench.command import run as bench_command
 from surgery.calibration.folder import folder_batches
-from surgery.classification import evaluate, predict, prediction_table
-from surgery.errors import NoSitesError, SourceError, SurgeryError
-from surgery.export.formats import FORMATS
-from surgery.extras import check_extra
-from surgery.input_size import InputSize
-from surgery.layers import SurgeryLayer
-from surgery.methods import methods
-from surgery.request import HEADS, MODES, PROJECTIONS
-from surgery.source import MEMORY, build
-from surgery.table import si, table
+from surgery.checkpoint.source import MEMORY, build
+from surgery.core.errors import NoSitesError, SourceError, SurgeryError
+from surgery.core.extras import check_extra
+from surgery.core.surgery_layer import SurgeryLayer
+from surgery.core.table import si, table
+from surgery.core.user_modules import add_import_option, import_user_modules
+from surgery.deploy.formats import FORMATS
+from surgery.graph.input_size import InputSize
+from surgery.planning.registry import methods
+from surgery.planning.request import HEADS, MODES, PROJECTIONS
 from surgery.training.command import main as finetune
-from surgery.user_modules import add_import_option, import_user_modules
+from surgery.vision import segmentation
+from surgery.vision.classification import evaluate, predict, prediction_table
 
 PROGRAM = "python -m surgery"
 NOTHING_TO_CONVERT = 3

@@ -7,13 +7,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from surgery.calibration import calibrate as fit
-from surgery.checked_model import check_model
-from surgery.edit import apply
-from surgery.errors import ConversionWarning, NoSitesError
-from surgery.extras import check_extra
+from surgery.core.checked_model import check_model
+from surgery.core.errors import ConversionWarning, NoSitesError
+from surgery.core.extras import check_extra
 from surgery.graph.skeleton import copied
-from surgery.matching import check_match, match_for
-from surgery.plan import Plan, plan
+from surgery.methods.pix.matching import check_match, match_for
+from surgery.planning.plan import Plan, plan
+from surgery.transforms.edit import apply
 
 
 def convert(

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 import surgery
-from surgery.edit import apply
-from surgery.errors import NoSitesError
-from surgery.layers import PiX
-from tests.ops.loop_pix import loop_pix
+from surgery.core.errors import NoSitesError
+from surgery.methods.pix.layer import PiX
+from surgery.transforms.edit import apply
+from tests.methods.pix.ops.loop_pix import loop_pix
 from tests.small_models import Awkward, Bottleneck, LooksAtValues, Net
 
 SIZE = (3, 8, 8)

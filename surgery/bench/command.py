@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from surgery.atomic_file import write_atomically
 from surgery.bench import report
 from surgery.bench.networks import DTYPES, LAYOUTS, MODES, Setting, bench_network
 from surgery.bench.operator import SIZES, bench_operator
-from surgery.errors import check_choice
-from surgery.extras import check_extra
-from surgery.input_size import image_shapes
+from surgery.core.atomic_file import write_atomically
+from surgery.core.errors import check_choice
+from surgery.core.extras import check_extra
+from surgery.graph.input_size import image_shapes
 from surgery.training.shipped_recipes import find_recipe
 
 TRAIN_OPTIONS = ("--train", "--seconds", "--record", "--import")

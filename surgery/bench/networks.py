@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from surgery.bench.timing import Timing, interleaved
-from surgery.errors import check_choice
-from surgery.layers import SurgeryLayer
+from surgery.core.errors import check_choice
+from surgery.core.surgery_layer import SurgeryLayer
 
 MODES = ("eager", "compile", "cudagraph", "onnx")
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from surgery import ops
 from surgery.bench.networks import DTYPES, LAYOUTS, Setting, threads_set_to
 from surgery.bench.timing import Timing, interleaved
+from surgery.methods.pix import ops
 
 SIZES = ((256, 64, 56), (512, 128, 28), (1024, 256, 14), (2048, 512, 7))  # C, C_out, H = W of ResNet-50's heads
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from surgery.atomic_file import write_atomically
 from surgery.bench.networks import Setting
 from surgery.bench.operator import OperatorResult
 from surgery.bench.timing import Timing
-from surgery.extras import check_extra
-from surgery.ops.backend import backend
-from surgery.table import table
+from surgery.core.atomic_file import write_atomically
+from surgery.core.extras import check_extra
+from surgery.core.table import table
+from surgery.methods.pix.ops.backend import backend
 
 Row = tuple[str, Setting, Timing]
 PICTURES = (".png", ".svg", ".pdf")

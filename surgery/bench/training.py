@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader
 import surgery
 from surgery.bench.networks import threads_set_to
 from surgery.bench.timing import Timing, interleaved
-from surgery.errors import SurgeryError
-from surgery.table import table
+from surgery.core.errors import SurgeryError
+from surgery.core.table import table
 from surgery.training.block_distillation import distilled_blocks
 from surgery.training.data import make_loader
 from surgery.training.data_set import DataSet

@@ -16,11 +16,11 @@ from surgery.calibration.normal_equations import NormalEquations
 from surgery.calibration.patches import at, matrices, patches, sampled
 from surgery.calibration.report import Report, Row
 from surgery.calibration.targets import Target, targets
-from surgery.checked_model import check_model, first_weight, unwrapped
-from surgery.edit import MATCH, check_same_order, history
-from surgery.extras import check_extra
+from surgery.core.checked_model import check_model, first_weight, unwrapped
+from surgery.core.extras import check_extra
+from surgery.core.surgery_layer import SurgeryLayer
 from surgery.graph import record
-from surgery.layers import SurgeryLayer
+from surgery.transforms.edit import MATCH, check_same_order, history
 
 if TYPE_CHECKING:
     from surgery.calibration.passes import Passes

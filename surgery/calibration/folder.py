@@ -8,9 +8,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from surgery.calibration.images import BATCH
-from surgery.image_files import images_below, open_image
-from surgery.input_size import InputSize
-from surgery.preprocessing import preprocessing_of
+from surgery.graph.input_size import InputSize
+from surgery.vision.image_files import images_below, open_image
+from surgery.vision.preprocessing import preprocessing_of
 
 
 def folder_batches(

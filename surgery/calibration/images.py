@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from surgery.errors import is_whole
+from surgery.core.errors import is_whole
 
 BATCH = 32
 

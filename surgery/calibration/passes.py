@@ -7,8 +7,8 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from surgery.bfloat16 import computes_in_bfloat16
 from surgery.calibration.targets import Target
+from surgery.core.bfloat16 import computes_in_bfloat16
 from surgery.graph.paused import Forward, PausableModel
 
 

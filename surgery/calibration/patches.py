@@ -9,7 +9,7 @@ from timm.layers import BatchNormAct2d, Conv2dSame
 from timm.layers.padding import get_same_padding
 from torch import Tensor, nn
 
-from surgery.layers.squeezed_conv import SqueezedConv2d
+from surgery.transforms.squeezed_conv import SqueezedConv2d
 
 FITTED = (nn.Conv2d, Conv2dSame, SqueezedConv2d, nn.Linear, nn.BatchNorm2d, BatchNormAct2d)
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from surgery.sites import Skipped
-from surgery.table import html_table, table
+from surgery.core.table import html_table, table
+from surgery.planning.sites import Skipped
 
 HEADER = ("layer", "fitted to", "rows", "ridge", "R² before", "R² after", "note")
 RIGHT = (2, 3, 4, 5)

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from surgery.checked_model import check_model, unwrapped
-from surgery.eval_mode import eval_mode
+from surgery.core.checked_model import check_model, unwrapped
+from surgery.core.eval_mode import eval_mode
 from surgery.graph import record
-from surgery.input_size import InputSize
+from surgery.graph.input_size import InputSize
 
 ROUGHNESS = 1e-2  # weight of the differences between neighbouring pixels, against the norms' part of the loss
 

@@ -14,8 +14,8 @@ from surgery.graph import ModelGraph
 from surgery.graph.dataflow import sole_user
 from surgery.graph.kinds import norm_has_activation
 from surgery.graph.place import Place
-from surgery.layers.squeezed_conv import SqueezedConv2d
-from surgery.sites import Skipped
+from surgery.planning.sites import Skipped
+from surgery.transforms.squeezed_conv import SqueezedConv2d
 
 # So many unknowns are solved for in seconds, where a layer reads what a surgery gives even in minutes, with 0.8 GB; the
 # heads of networks that label pixels have up to seven times more.

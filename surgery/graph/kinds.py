@@ -1,12 +1,21 @@
 """What an operation is: the vocabulary in which sites are described, for modules by class, for functions by name."""
 
 import torchvision
-from timm.layers import BlurPool2d, DropBlock2d, DropPath
+from timm.layers import (
+    BlurPool2d,
+    DropBlock2d,
+    DropPath,
+    ScaledStdConv2d,
+    ScaledStdConv2dSame,
+    StdConv2d,
+    StdConv2dSame,
+)
 from torch import nn
 
+from surgery.core.surgery_layer import SurgeryLayer
 from surgery.graph.probes import bends, probed_kind
-from surgery.layers import SurgeryLayer
 
+STANDARDISED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)  # weights standardised at call time
 NORMS = (
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,

@@ -13,9 +13,9 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
-from surgery.checked_model import first_weight
-from surgery.errors import TraceError
-from surgery.eval_mode import eval_mode
+from surgery.core.checked_model import first_weight
+from surgery.core.errors import TraceError
+from surgery.core.eval_mode import eval_mode
 from surgery.graph.place import Place
 
 

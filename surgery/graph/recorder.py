@@ -20,15 +20,15 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 
-from surgery.errors import TraceError
+from surgery.core.errors import TraceError
+from surgery.core.surgery_layer import SurgeryLayer
 from surgery.graph.generators import generators_kept
+from surgery.graph.input_size import InputSize, image_shapes
 from surgery.graph.kinds import function_kind, module_kind
 from surgery.graph.scripted import calls_seen, inside_scripted, script_function_kind
 from surgery.graph.skeleton import CopyError, copy_with, meta_copy, tensors
 from surgery.graph.trees import attributes, own_attributes, tensors_in
 from surgery.graph.unsuitable import advice, check_use, unsuitable
-from surgery.input_size import InputSize, image_shapes
-from surgery.layers import SurgeryLayer
 
 FALLBACK_SIZES = (224, 32)
 UNSEEN = "unseen"  # kind of a tensor that neither the model holds nor a recorded call gave

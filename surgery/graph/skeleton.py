@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery.errors import TraceError
+from surgery.core.errors import TraceError
 from surgery.graph.trees import own_attributes
 
 

@@ -8,11 +8,11 @@ from torch import fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 from torchvision.ops import StochasticDepth
 
-from surgery.errors import SurgeryError
+from surgery.core.errors import SurgeryError
+from surgery.core.surgery_layer import SurgeryLayer
 from surgery.graph.scripted import script_functions
 from surgery.graph.skeleton import meta_copy
 from surgery.graph.watching import Surroundings, UnsteadyError, steady, watch_numbers
-from surgery.layers import SurgeryLayer
 
 REPEATS = 3  # traces of each mode: what goes on from call to call shows
 _LEAVES = (SurgeryLayer, DropPath, DropBlock2d, StochasticDepth)  # these follow the mode by themselves

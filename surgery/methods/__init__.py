@@ -1,5 +1,5 @@
-"""Methods of surgery, one file each."""
+"""Methods of surgery: a file or a folder each."""
 
-from surgery.methods.registry import Method, configure, method_named, methods, register
+from surgery.planning.registry import Method, configure, method_named, methods, register
 
 __all__ = ["Method", "configure", "method_named", "methods", "register"]

@@ -12,13 +12,13 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from surgery.edit import Edit, checked_conv
-from surgery.edit_arguments import TRUE, WIDTH, Form
 from surgery.graph import ModelGraph
-from surgery.insertion import apply_pooled_head, insert_before, plan_insertion
-from surgery.methods.registry import Proposal, register
-from surgery.ops.reference import subset_bounds
-from surgery.request import Request
+from surgery.methods.pix.ops.reference import subset_bounds
+from surgery.methods.planners.insertion import apply_pooled_head, insert_before, plan_insertion
+from surgery.planning.registry import Proposal, register
+from surgery.planning.request import Request
+from surgery.transforms.edit import Edit, checked_conv
+from surgery.transforms.edit_arguments import TRUE, WIDTH, Form
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from surgery.extras import check_extra
+from surgery.core.extras import check_extra
 
 if TYPE_CHECKING:
     from surgery.training.dry_run import describe

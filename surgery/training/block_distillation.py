@@ -12,10 +12,10 @@ from timm.task.distillation import DistillationTeacher
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from surgery.edit import check_same_order
-from surgery.eval_mode import eval_mode
-from surgery.layers import SurgeryLayer
+from surgery.core.eval_mode import eval_mode
+from surgery.core.surgery_layer import SurgeryLayer
 from surgery.training.recipe import TrainSettings
+from surgery.transforms.edit import check_same_order
 
 
 class BlockDistillationTask(LogitDistillationTask):

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surgery.errors import ConversionWarning, SurgeryError
-from surgery.extras import check_extra
+from surgery.core.errors import ConversionWarning, SurgeryError
+from surgery.core.extras import check_extra
+from surgery.core.user_modules import add_import_option, import_user_modules
 from surgery.training.shipped_recipes import QUICKSTART, find_recipe, recipe_list
-from surgery.user_modules import add_import_option, import_user_modules
 
 if TYPE_CHECKING:
     from surgery.training.recipe import Recipe

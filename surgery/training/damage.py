@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from surgery.eval_mode import eval_mode
+from surgery.core.eval_mode import eval_mode
 from surgery.training.data import labelled_images
 from surgery.training.data_set import DataSet
 from surgery.training.recipe import DataSettings, TrainSettings

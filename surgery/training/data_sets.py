@@ -11,14 +11,14 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from surgery.class_folders import ClassFolders, held_out_part
-from surgery.image_files import open_image
 from surgery.training.data_set import DataSet, data_folder, own_folder
 from surgery.training.image_scan import refuse_or_leave_out
 from surgery.training.recipe import DataSettings, RecipeError, check_key
 from surgery.training.segmentation_sets import cityscapes, segmentation_folder
 from surgery.training.shards import shards
 from surgery.training.timm_sets import hugging_face_set, torch_set
+from surgery.vision.class_folders import ClassFolders, held_out_part
+from surgery.vision.image_files import open_image
 
 SMALL = (32, 32)  # width and height in pixels
 PART_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "eval"})

@@ -4,9 +4,9 @@ import yaml
 from torch import Tensor
 
 import surgery
-from surgery.pretrained_weights import published
-from surgery.source import parse_source
-from surgery.table import si, table
+from surgery.checkpoint.pretrained_weights import published
+from surgery.checkpoint.source import parse_source
+from surgery.core.table import si, table
 from surgery.training.data_sets import open_data
 from surgery.training.image_scan import check_headers
 from surgery.training.job import make_accelerator, make_execution, make_task

@@ -16,13 +16,13 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from surgery.atomic_file import write_atomically
-from surgery.image_files import check_header, look_into
+from surgery.core.atomic_file import write_atomically
 from surgery.training.data_set import DataSet, ImageFiles
 from surgery.training.json_file import read_json
 from surgery.training.main_process import on_main
 from surgery.training.recipe import DataSettings, RecipeError
 from surgery.training.stopping import leave_signals_to_parent
+from surgery.vision.image_files import check_header, look_into
 
 HEADERS_S = 60.0  # longer than that a job's start does not look at headers
 SAMPLE = 100

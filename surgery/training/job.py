@@ -17,9 +17,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import surgery
-from surgery.edit import history
-from surgery.preprocessing import Preprocessing
-from surgery.segmentation import View
 from surgery.training.block_distillation import distilled_blocks
 from surgery.training.classifying import Classifying
 from surgery.training.damage import measure_damage
@@ -39,6 +36,9 @@ from surgery.training.stopping import StopRequests, stop_requests
 from surgery.training.task import Task, watched
 from surgery.training.tracking import Log, check_tracker
 from surgery.training.trainer import BatchTooLargeError, Execution, train
+from surgery.transforms.edit import history
+from surgery.vision.preprocessing import Preprocessing
+from surgery.vision.segmentation import View
 
 INDECISIVE = ("keep", "save_minutes", "workers")  # a training goes on with others
 

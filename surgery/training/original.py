@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import surgery
-from surgery.pspnet import PSPNet
-from surgery.source import MEMORY, Source, parse_source
+from surgery.checkpoint.source import MEMORY, Source, parse_source
+from surgery.models.pspnet import PSPNet
 from surgery.training.recipe import Recipe, RecipeError
 from surgery.training.weights_file import class_tensors, load_weights
 

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgery.atomic_file import write_atomically
-from surgery.cost import Cost
-from surgery.table import si, table
+from surgery.core.atomic_file import write_atomically
+from surgery.core.table import si, table
+from surgery.planning.cost import Cost
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

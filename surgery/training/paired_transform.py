@@ -9,8 +9,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from surgery.label_maps import UNLABELLED
 from surgery.training.recipe import DataSettings
+from surgery.vision.label_maps import UNLABELLED
 
 
 def paired_transform(settings: DataSettings, training: bool) -> Callable[[Image.Image, Tensor], tuple[Tensor, Tensor]]:

@@ -6,7 +6,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
-from surgery.bfloat16 import computes_in_bfloat16
+from surgery.core.bfloat16 import computes_in_bfloat16
 
 
 def precision_here(asked: str) -> str:

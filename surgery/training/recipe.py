@@ -16,14 +16,14 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import CoreSchema, core_schema
 from timm.optim import list_optimizers
 
-from surgery.builder_arguments import plain_arguments
-from surgery.errors import SourceError
-from surgery.methods.registry import methods
-from surgery.request import MODES
-from surgery.segmentation import View
+from surgery.checkpoint.builder_arguments import plain_arguments
+from surgery.core.errors import SourceError
+from surgery.core.user_modules import import_user_modules
+from surgery.planning.registry import methods
+from surgery.planning.request import MODES
 from surgery.training.recipe_errors import RecipeError, check_key, raises_recipe_errors
 from surgery.training.recipe_text import apply_override, read_recipe
-from surgery.user_modules import import_user_modules
+from surgery.vision.segmentation import View
 
 __all__ = ["DataSettings", "Recipe", "RecipeError", "TrainSettings", "check_key", "load_recipe"]
 

@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from surgery.errors import check_choice
+from surgery.core.errors import check_choice
 
 SHOWN = 80  # characters of a value, and
 NEAREST = 3  # names, of many

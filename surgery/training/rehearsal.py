@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 import surgery
 from surgery.convert import carry_out
-from surgery.errors import NoSitesError
+from surgery.core.errors import NoSitesError
 from surgery.graph.skeleton import copied
 from surgery.training.block_distillation import distilled_blocks
 from surgery.training.data import make_loader

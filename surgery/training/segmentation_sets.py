@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import Cityscapes
 
-from surgery.class_folders import held_out_part
-from surgery.image_files import open_image
-from surgery.label_maps import UNLABELLED, Labelling, pairs_below
-from surgery.segmentation import check_same_size
 from surgery.training.data_set import DataSet, data_folder, own_folder
 from surgery.training.recipe import DataSettings, RecipeError
+from surgery.vision.class_folders import held_out_part
+from surgery.vision.image_files import open_image
+from surgery.vision.label_maps import UNLABELLED, Labelling, pairs_below
+from surgery.vision.segmentation import check_same_size
 
 
 class LabelledImages(Dataset):

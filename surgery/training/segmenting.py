@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 from torch.utils.data import DataLoader
 
-from surgery.label_maps import UNLABELLED
-from surgery.segmentation import WHOLE, View, confusion, mean_iou, segment
 from surgery.training.block_distillation import BlockDistillationTask
 from surgery.training.recipe import TrainSettings
 from surgery.training.task import Mixer, watched
+from surgery.vision.label_maps import UNLABELLED
+from surgery.vision.segmentation import WHOLE, View, confusion, mean_iou, segment
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from surgery.class_folders import held_out_part
-from surgery.image_files import decode_image
 from surgery.training.data_set import DataSet, data_root
 from surgery.training.recipe import DataSettings, RecipeError
+from surgery.vision.class_folders import held_out_part
+from surgery.vision.image_files import decode_image
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
 LABEL_DIGITS = 9

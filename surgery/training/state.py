@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from surgery.atomic_file import write_atomically
+from surgery.core.atomic_file import write_atomically
 from surgery.training.json_file import damaged, read_json
 from surgery.training.main_process import in_all, on_main
 from surgery.training.recipe import RecipeError

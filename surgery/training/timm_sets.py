@@ -8,9 +8,9 @@ from PIL import Image
 from timm.data import create_dataset
 from torch.utils.data import Dataset
 
-from surgery.image_files import decode_image
 from surgery.training.data_set import DataSet, data_root
 from surgery.training.recipe import DataSettings, RecipeError, check_key
+from surgery.vision.image_files import decode_image
 
 TORCH_SETS = {
     "cifar10": "CIFAR10",

@@ -9,7 +9,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import is_mlflow_available, is_tensorboard_available, is_wandb_available
 
-from surgery.atomic_file import write_atomically
+from surgery.core.atomic_file import write_atomically
 from surgery.training.recipe import Recipe, RecipeError
 
 AVAILABLE = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available, "mlflow": is_mlflow_available}

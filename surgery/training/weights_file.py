@@ -8,8 +8,8 @@ import safetensors
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from surgery.errors import SourceError
-from surgery.source import Source, build_on_meta
+from surgery.checkpoint.source import Source, build_on_meta
+from surgery.core.errors import SourceError
 from surgery.training.recipe_errors import RecipeError
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")

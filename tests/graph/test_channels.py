@@ -12,7 +12,7 @@ from torch import nn
 import surgery
 from surgery.graph import record
 from surgery.graph.channels import channel_groups
-from surgery.layers import PiX
+from surgery.methods.pix.layer import PiX
 
 
 def groups_of(name):

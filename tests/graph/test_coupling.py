@@ -7,10 +7,10 @@ import torch
 import torchvision
 from torch import nn
 
-from surgery.cost import graph_cost
 from surgery.graph import record
 from surgery.graph.coupling import couple
 from surgery.graph.skeleton import meta_copy
+from surgery.planning.cost import graph_cost
 from tests.small_models import Bottleneck
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from surgery.errors import TraceError
+from surgery.core.errors import TraceError
 from surgery.graph.paused import PausableModel, Place
 from tests.small_models import Net
 

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from surgery.errors import TraceError
+from surgery.core.errors import TraceError
 from surgery.graph import record
 from surgery.graph.scripted import calls_seen
 from surgery.graph.skeleton import copied

@@ -18,7 +18,7 @@ from torch import fx, nn
 from torchvision.ops import StochasticDepth
 
 import surgery
-from surgery.layers import PiX
+from surgery.methods.pix.layer import PiX
 from tests.small_models import Bottleneck, Net
 
 SIZE = (3, 8, 8)

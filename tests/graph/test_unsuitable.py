@@ -4,9 +4,9 @@ import torchvision
 from torch import nn
 
 import surgery
-from surgery.errors import TraceError
+from surgery.core.errors import TraceError
 from surgery.graph import record
-from surgery.layers import PiX
+from surgery.methods.pix.layer import PiX
 from tests.small_models import Net
 
 

@@ -3,7 +3,7 @@ import torch
 
 import finetune
 import surgery
-from surgery.source import MEMORY
+from surgery.checkpoint.source import MEMORY
 from surgery.training import load_recipe
 from surgery.training.original import find_original
 from surgery.training.recipe import RecipeError

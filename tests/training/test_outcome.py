@@ -3,7 +3,7 @@
 import matplotlib.figure
 import pytest
 
-from surgery.cost import Cost
+from surgery.planning.cost import Cost
 from surgery.training import load_recipe, outcome
 from surgery.training.outcome import COLOURS, Outcome, plot_curves
 from tests.training.test_recipe import RECIPES

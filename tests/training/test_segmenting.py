@@ -7,7 +7,7 @@ import surgery
 from surgery.training.block_distillation import distillation_options
 from surgery.training.recipe import TrainSettings
 from surgery.training.segmenting import PixelLoss, Segmenting
-from tests.test_pspnet import SMALL
+from tests.models.test_pspnet import SMALL
 
 
 def test_loss_is_the_mean_over_labelled_pixels():

@@ -11,7 +11,7 @@ import torchvision
 from safetensors.torch import save_file
 
 import surgery
-from surgery.source import parse_source
+from surgery.checkpoint.source import parse_source
 from surgery.training.recipe_errors import RecipeError
 from surgery.training.weights_file import class_tensors, load_weights, read_tensors
 

@@ -1,5 +1,0 @@
-"""Operators. ``pix`` and ``pix_fuse`` dispatch through torch.library; ``reference`` is what they mean."""
-
-from surgery.ops.pix import pix, pix_fuse
-
-__all__ = ["pix", "pix_fuse"]

@@ -1,0 +1,1 @@
+"""What surgery would do, where, and what it costs."""

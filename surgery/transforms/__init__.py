@@ -1,0 +1,1 @@
+"""The hands: changes of a model, by name."""

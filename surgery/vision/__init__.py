@@ -1,0 +1,1 @@
+"""Images in, classes and label maps out."""

@@ -1,0 +1,156 @@
+import math
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import surgery
+from surgery.__main__ import main
+from surgery.bench import Setting, bench_network, bench_operator, interleaved, report
+from surgery.bench.networks import Free, with_free_sites
+from surgery.bench.timing import Timing
+from surgery.methods.pix.layer import PiX
+from tests.small_models import Net
+
+
+def test_what_runs_before_the_timing_is_shown(capsys):
+    interleaved({"a": lambda: None}, seconds=0.01, label="batch 1")
+    assert "batch 1: warming up a" in capsys.readouterr().err
+
+
+def test_functions_run_in_turn():
+    order = []
+    timing = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, seconds=0.01)
+    rounds = len(timing.seconds["a"])
+    assert order == ["a", "a", "b", "b"] + ["a", "b"] * rounds
+    assert rounds >= 7
+    assert len(timing.seconds["b"]) == rounds
+
+
+def test_ratio_of_medians_with_quartiles():
+    timing = Timing({"a": [2.0, 4.0, 6.0, 8.0], "b": [2.0, 2.0, 2.0, 2.0]})
+    assert timing.ratio("a", "b") == (2.5, 1.25, 3.75)
+
+
+def test_free_sites_give_what_the_sites_gave_once():
+    model = surgery.convert(Net("module", "module")).eval()
+    x = torch.randn(2, 3, 32, 32)
+    free = with_free_sites(model, x)
+    assert not any(isinstance(m, PiX) for m in free.modules())
+    assert sum(isinstance(m, Free) for m in free.modules()) == sum(isinstance(m, PiX) for m in model.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(free(x), model(x))
+    sliced = with_free_sites(model, x, sliced=True)
+    assert sliced(x).shape == model(x).shape
+
+
+def test_nothing_to_compare_is_refused():
+    with pytest.raises(ValueError, match="no converted site"):
+        with_free_sites(nn.Conv2d(3, 4, 1), torch.randn(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize("setting", [Setting(2), Setting(2, training=True), Setting(1, dtype="bfloat16", threads=1)])
+def test_network(setting):
+    threads = torch.get_num_threads()
+    original = Net("module", "module")
+    timing = bench_network(original, surgery.convert(original), setting, (3, 32, 32), seconds=0.05)
+    assert set(timing.seconds) == {"original", "converted", "free"}
+    assert all(math.isfinite(v) and v > 0 for name in timing.seconds for v in timing.seconds[name])
+    assert torch.get_num_threads() == threads
+    assert original.training
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_operator(dtype):
+    result = bench_operator((16, 4, 6), Setting(2, dtype=dtype, threads=1), seconds=0.1)
+    itemsize = 4 if dtype == "float32" else 2
+    moved = (2 * 16 * 36 + 2 * 4 * 36 + 4 * 16) * itemsize
+    assert result.floor * result.bandwidth == pytest.approx(moved)
+    assert result.cold > 0
+    assert result.warm > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "fast"}, "mode='fast': one of 'eager'"),
+        ({"dtype": "int8"}, "dtype='int8'"),
+        ({"batch": 0}, "batch=0"),
+        ({"threads": 0}, "threads=0"),
+        ({"mode": "cudagraph"}, "device='cuda'"),
+        ({"mode": "onnx", "training": True}, "inference in float32"),
+    ],
+)
+def test_settings_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        Setting(**options)
+
+
+def test_cuda_without_a_device_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="no CUDA device"):
+        Setting(device="cuda")
+
+
+def rows():
+    timing = Timing({"original": [1.0, 1.1, 1.2], "converted": [0.8, 0.8, 0.9], "free": [0.7, 0.7, 0.7]})
+    return [("net", Setting(), timing)]
+
+
+def test_recorded_results_replace_their_own_and_keep_the_rest(tmp_path):
+    path = tmp_path / "RESULTS.md"
+    path.write_text("# Results\n\n## By hand\nkept\n")
+    report.record(path, "bench a", "M1", "first")
+    report.record(path, "bench b", "M1", "other")
+    report.record(path, "bench a", "M1", "second")
+    report.record(path, "bench a", "M2", "elsewhere")
+    text = path.read_text()
+    assert "first" not in text
+    assert [text.count(part) for part in ("second", "other", "elsewhere", "kept")] == [1, 1, 1, 1]
+    assert len(re.findall("^## ", text, re.M)) == 4
+
+
+def test_plot_is_a_picture():
+    assert report.drawn(rows()).startswith(b"\x89PNG")
+    assert b"<svg" in report.drawn(rows(), ".svg")
+
+
+def test_command(tmp_path, capsys):
+    common = ["--batch", "1", "--threads", "1", "--seconds", "0.1", "--input-size", "3,32,32"]
+    table, picture = tmp_path / "r.md", tmp_path / "p.png"
+    status = main(["bench", "resnet26", *common, "--record", str(table), "--plot", str(picture)])
+    out = capsys.readouterr().out
+    assert status == 0
+    assert "converted/original" in out
+    assert "PiX: " in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "python -m surgery bench resnet26 --batch 1 --threads 1" in table.read_text()
+    assert str(tmp_path) not in table.read_text()
+
+
+def test_command_on_a_file_times_what_the_file_was_made_from(tmp_path, capsys):
+    path = tmp_path / "m.safetensors"
+    surgery.save(surgery.convert(surgery.create("resnet26", num_classes=10)), path)
+    assert main(["bench", str(path), "--batch", "1", "--seconds", "0.1", "--input-size", "3,32,32"]) == 0
+    assert "converted/free" in capsys.readouterr().out
+
+
+def test_command_on_a_network_without_sites(capsys):
+    assert main(["bench", "resnet18"]) == 3
+    assert "no site" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bench"], "name of a model, or --op"),
+        (["bench", "resnet26", "--run", "fast"], "mode='fast'"),
+        (["bench", "resnet26", "--seconds", "0"], "--seconds 0"),
+        (["bench", "resnet26", "--plot", "x.foo"], "'.foo': one of '.png'"),
+        (["bench", "resnet26", "--record", "no/such.md"], "cannot write 'no/such.md'"),
+    ],
+)
+def test_command_on_bad_input(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,148 @@
+import copy
+import json
+import warnings
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+import surgery
+from surgery.models.cifar_resnet import cifar_resnet
+from surgery.transforms.edit import Edit, apply
+
+
+@pytest.fixture(scope="module")
+def resnet50():
+    with torch.device("meta"):
+        return timm.create_model("resnet50")
+
+
+def test_prints_sites_and_reasons(resnet50):
+    text = str(surgery.plan(resnet50, zeta=4))
+    assert "16 converted, 20 passed over" in text
+    assert "layer1.1.conv1  bottleneck head  256 → 64" in text
+    assert "expands 64 to 256 channels: " in text
+
+
+def test_small_zeta_never_widens_and_says_so(resnet50):
+    plan = surgery.plan(resnet50, zeta=2)
+    assert [e.channels for e in plan.sites] == [e.channels for e in surgery.plan(resnet50).sites]
+    assert "zeta=2 is below the network's 4" in plan.sites[1].note
+
+
+def test_zeta_by_pattern_narrows_there_only(resnet50):
+    channels = {e.site: e.channels for e in surgery.plan(resnet50, zeta={"layer3": 8}).sites}
+    assert channels["layer3.1.conv1"] == (1024, 128)
+    assert channels["layer2.1.conv1"] == (512, 128)
+
+
+def test_the_longest_pattern_decides(resnet50):
+    channels = {e.site: e.channels for e in surgery.plan(resnet50, zeta={"layer3": 8, "layer3.2*": 4}).sites}
+    assert (channels["layer3.1.conv1"], channels["layer3.2.conv1"]) == ((1024, 128), (1024, 256))
+
+
+@pytest.mark.parametrize("name", ["resnet14t", "resnest14d", "resnet26", "resnetv2_50"])
+def test_zeta_four_is_the_ratio_of_every_resnet_however_few_blocks_it_has(name):
+    """Squeezes of first blocks read a narrower stream than their block writes; in short networks they are the most."""
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    plan = surgery.plan(model, zeta=4)
+    assert plan.edits == surgery.plan(model).edits
+    assert plan.narrowing is None
+    assert plan.notes == ()
+
+
+@pytest.mark.parametrize(("name", "own"), [("darknet21", 2), ("cspresnet50", 2), ("resnext26ts", 4), ("dpn48b", 1)])
+def test_a_zeta_above_the_networks_own_ratio_is_said_with_both_macs(name, own):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    before = surgery.cost(model).macs
+    asked, kept = (surgery.cost(_on_meta(model, zeta=zeta)).macs for zeta in (2 * own, own))
+    plan = surgery.plan(model, zeta=2 * own)
+    (note,) = plan.notes
+    assert note in str(plan)
+    assert f"zeta={2 * own} is above this network's own ratio {own} " in note
+    assert f": {asked / before:.2f} of " in note
+    assert note.endswith(f"zeta={own} (or none) keeps all widths and leaves {kept / before:.2f}")
+    assert kept > asked
+
+
+def _on_meta(model, **arguments):
+    return apply(copy.deepcopy(model), surgery.plan(model, **arguments).edits)
+
+
+def test_convert_warns_of_narrower_blocks():
+    model = cifar_resnet(layers=(1, 1, 1, 1), channels=(8, 8, 8, 8))
+    with pytest.warns(UserWarning, match="own ratio 4 .* MACs are left; zeta=4 "):
+        surgery.convert(model, zeta=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        surgery.convert(model, zeta=4)
+
+
+def test_include_and_exclude(resnet50):
+    names = [e.site for e in surgery.plan(resnet50, include=["layer3", "layer4"], exclude="*.0.conv1").sites]
+    assert len(names) == 7
+    assert all(name.startswith(("layer3", "layer4")) and ".0." not in name for name in names)
+
+
+def test_equal_width_heads_only_where_the_network_narrows():
+    with torch.device("meta"):
+        regnet = timm.create_model("regnety_016")
+    assert surgery.plan(regnet).sites == ()
+    assert "narrows nowhere" in str(surgery.plan(regnet))
+    assert len(surgery.plan(regnet, equal_width=True).sites) == 23
+
+
+def test_projections_argument():
+    with torch.device("meta"):
+        mobilenet = timm.create_model("mobilenetv2_100")
+    counts = [len(surgery.plan(mobilenet, projections=p).sites) for p in ("residual", "all", "none")]
+    assert counts == [10, 17, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"zeta": 0}, ValueError, "zeta=0"),
+        ({"zeta": -1}, ValueError, "zeta=-1"),
+        ({"zeta": 2.5}, ValueError, "zeta=2.5"),
+        ({"zeta": float("nan")}, ValueError, "zeta=nan"),
+        ({"zeta": "x"}, TypeError, "zeta='x'"),
+        ({"zeta": True}, TypeError, "zeta=True"),
+        ({"zeta": {}}, ValueError, "zeta={}"),
+        ({"zeta": {"layer3": 0}}, ValueError, r"zeta\['layer3'\]=0"),
+        ({"zeta": {"layer9": 4}}, ValueError, "zeta pattern 'layer9' matches no site"),
+        ({"zeta": [4]}, TypeError, r"zeta=\[4\]"),
+        ({"include": 3}, TypeError, "include=3: name patterns"),
+        ({"include": "nothing"}, ValueError, "include pattern 'nothing' matches no site"),
+        ({"exclude": ["nothing"]}, ValueError, "exclude pattern 'nothing' matches no site"),
+        ({"insert": "*"}, ValueError, "goes with mode='downscale'"),
+        ({"mode": "squeez"}, ValueError, "did you mean 'squeeze'"),
+        ({"mode": "downscale"}, ValueError, "needs a zeta"),
+        ({"projections": "some"}, ValueError, "projections='some'"),
+        ({"importance": "l7"}, ValueError, "importance='l7'"),
+        ({"head": "pool"}, ValueError, "goes with mode='downscale'"),
+        ({"tua": 0.5}, ValueError, "did you mean 'tau'"),
+        ({"method": "pixx"}, ValueError, "did you mean 'pix'"),
+        ({"method": "squeeze-conv"}, ValueError, "mode for method 'squeeze-conv'='squeeze'"),
+    ],
+)
+def test_bad_arguments_name_themselves(resnet50, arguments, error, message):
+    with pytest.raises(error, match=message):
+        surgery.plan(resnet50, **arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"zeta": 8}, {"zeta": np.int64(8)}, {"mode": "prune", "zeta": np.int64(2)}])
+def test_edits_are_json(resnet50, arguments):
+    for edit in surgery.plan(resnet50, **arguments).edits:
+        assert Edit.from_json(json.loads(json.dumps(edit.to_json()))) == edit
+
+
+@pytest.mark.parametrize("name", ["tresnet_m", "lowformer_e3"])
+@pytest.mark.parametrize("zeta", [4, 12])
+def test_stems_that_rearrange_pixels_and_consumers_that_are_no_convolutions(name, zeta):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    assert surgery.plan(model, zeta=zeta).sites
