@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 import surgery
-from tests import load_fuzzing
+from tests.checkpoint import load_fuzzing
 from tests.checkpoint.load_fuzzing import HOSTILE, TEXTS, Case, arguments_of, fuzzed, run, sound_files, verdict
 
 FILES = 300  # the long run is ``python -m tests.checkpoint.load_fuzzing``

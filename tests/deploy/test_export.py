@@ -15,8 +15,9 @@ from torch import nn
 import surgery
 from surgery.core import extras
 from surgery.core.errors import ExportError, MissingPackageError, TraceError
+from surgery.deploy import export as exporting
+from surgery.deploy import formats
 from surgery.deploy.checking import TOLERANCE
-from surgery.deploy.export import exporting, formats
 from surgery.methods.pix.layer import PiX
 from surgery.methods.pix.lowering import ComposedPiX, compose
 from surgery.vision.preprocessing import Preprocessing

@@ -2,7 +2,7 @@ import pkgutil
 
 import pytest
 
-from surgery.planning.registry import registry
+from surgery.planning import registry
 
 
 def test_methods_are_discovered_once_and_later_ones_are_seen(monkeypatch):
