@@ -67,8 +67,6 @@ def convert(
     if not inplace:
         model = copied(model)
     reorder = getattr(method_named(planned.method), "match", None)
-    if match and reorder is None:
-        raise ValueError(f"match={match!r}: method {planned.method!r} knows no order of channels that suits it")
     if reorder is not None and (match or (match is None and calibrate is not None)):
         reorder(planned, model, match == "inside")
     if calibrate is None:
@@ -97,18 +95,17 @@ def match(
         inplace: reorder the model itself.
 
     Returns:
-        A model that computes what ``model`` does, but for rounding.
+        A model that computes what ``model`` does, but for rounding; for a method that knows no such order, as it was.
 
     Raises:
-        ValueError, TypeError, TraceError: as :func:`surgery.plan`; ValueError for a method that knows no such order.
+        ValueError, TypeError, TraceError: as :func:`surgery.plan`.
     """
     check_model(model, weights=True)
     result = model if inplace else copied(model)
     planned = plan(model, method, **arguments)
     reorder = getattr(method_named(planned.method), "match", None)
-    if reorder is None:
-        raise ValueError(f"method {planned.method!r} knows no order of channels that suits it")
-    reorder(planned, result, inside)
+    if reorder is not None:
+        reorder(planned, result, inside)
     return result
 
 

@@ -1,5 +1,4 @@
 import copy
-import dataclasses
 import warnings
 
 import pytest
@@ -11,7 +10,8 @@ from torch import fx, nn
 import surgery
 from surgery.core.errors import NoSitesError
 from surgery.methods.pix.layer import PiX
-from surgery.transforms.edit import apply
+from surgery.transforms.history import history
+from surgery.transforms.replace import Replace
 from tests.methods.pix.ops.loop_pix import loop_pix
 from tests.small_models import Awkward, Bottleneck, LooksAtValues, Net
 
@@ -193,7 +193,7 @@ def test_downscale_of_a_residual_network():
     model = timm.create_model("resnet18")
     plan = surgery.plan(model, mode="downscale", zeta=2)
     # the second convolution of each block, and the first where it neither strides nor opens the network
-    assert {edit.site for edit in plan.sites} == {
+    assert {row.site for row in plan.sites} == {
         *(f"layer{i}.{j}.conv2" for i in range(1, 5) for j in range(2)),
         *(f"layer{i}.1.conv1" for i in range(1, 5)),
     }
@@ -219,12 +219,12 @@ def test_edits_stack():
     model = timm.create_model("vgg11_bn", num_classes=4)
     squeezed = surgery.convert(model, "squeeze-conv", mode="downscale", zeta=2, head="pool")
     pix = surgery.convert(squeezed, zeta=4)
-    assert [e.method for e in pix.surgery_edits].count("squeeze-conv") == 4
-    assert [e.method for e in pix.surgery_edits].count("pix") == 3
+    assert [t.type for t in history(pix)].count("insert_before") == 3
+    assert [t.type for t in history(pix)].count("replace") == 3
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         again = surgery.convert(pix, zeta=4)
-    assert len(again.surgery_edits) == len(pix.surgery_edits)
+    assert history(again) == history(pix)
 
 
 def test_pooled_head_on_another_model_is_refused():
@@ -280,7 +280,7 @@ def test_a_plan_that_cannot_be_carried_out_leaves_the_model_alone():
     with pytest.raises(surgery.errors.SurgeryError, match="VGG-like"):
         surgery.convert(model, mode="downscale", zeta=2, head="pool", inplace=True)
     assert list(model.state_dict()) == before
-    assert not hasattr(model, "surgery_edits")
+    assert not history(model)
 
 
 @pytest.mark.slow
@@ -318,12 +318,8 @@ def test_strided_grouping_is_kept_in_the_file(tmp_path):
         assert torch.equal(loaded(x), model(x))
 
 
-def test_a_file_from_before_grouping_has_contiguous_subsets():
-    model = surgery.create("resnet26")
-    edits = surgery.plan(model, zeta=4).edits
-    older = [dataclasses.replace(e, arguments={k: v for k, v in e.arguments.items() if k != "grouping"}) for e in edits]
-    assert len(older[0].arguments) < len(edits[0].arguments)
-    assert apply(model, older).layer1[0].conv1.grouping == "contiguous"
+def test_an_option_that_a_file_does_not_name_has_its_default():
+    assert Replace("conv1", "pix", (8, 4), {"tau": 0.25}).options["grouping"] == "contiguous"
 
 
 def test_unknown_grouping_is_refused():

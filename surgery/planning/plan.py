@@ -60,7 +60,7 @@ class Plan:
         return getattr(self.config, "mode", "")
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Carry the plan out, in place, on the model that it was made for (or a copy of it).
+        """Carry the plan out, in place, on the model that it was made for (or a copy of it, on meta too).
 
         Raises:
             SurgeryError: the model is not the one that it was made for; what was done before that shows remains done.
@@ -70,14 +70,14 @@ class Plan:
 
     def carry_out(self, model: nn.Module) -> KeptOutputs:
         """:meth:`apply`; returns, of the layers that lost outputs, which they still have."""
-        check_model(model, weights=True)
+        check_model(model)
         for transform in self.transforms:
             for name in transform.changed():
                 if not _has_module(model, name):
                     raise SurgeryError(
                         f"{type(model).__name__} has no module {name!r}: not the model that this plan was made for"
                     )
-        return apply(model, self.transforms, choosing=True)
+        return apply(model, self.transforms, choosing=not any(p.is_meta for p in model.parameters()))
 
     def kept_outputs(self, model: nn.Module) -> KeptOutputs:
         """Of the layers of ``model`` that the plan makes narrower, the outputs that it keeps."""

@@ -10,6 +10,7 @@ import pytest
 
 import finetune
 import surgery
+from surgery.transforms.history import history
 from tests.training.test_recipe import RECIPES
 
 pytestmark = pytest.mark.slow
@@ -52,4 +53,4 @@ def test_from_files_to_a_file(name, tmp_path, capsys):
     given = [setting.replace("{root}", str(ROOT)) for setting in settings]
     assert finetune.main([str(recipe), f"output={tmp_path}", *SHORT, *given]) == 0, capsys.readouterr().err
     assert "logits identical" in capsys.readouterr().out
-    assert surgery.load(tmp_path / "m.safetensors").surgery_edits
+    assert history(surgery.load(tmp_path / "m.safetensors"))

@@ -7,6 +7,7 @@ from PIL import Image
 import finetune
 import surgery
 from surgery.__main__ import main, parser
+from surgery.transforms.history import history
 from surgery.vision.preprocessing import Preprocessing
 
 
@@ -31,13 +32,13 @@ def test_convert_then_check_then_cost_then_convert_again(capsys, tmp_path):
     assert "wrote" in out
     status, out, _ = run(capsys, "load-check", file)
     assert status == 0
-    assert "made from timm/resnet26 {'num_classes': 3}; 8 edits" in out
+    assert "made from timm/resnet26 {'num_classes': 3}; 16 transforms" in out
     status, out, _ = run(capsys, "cost", file, "--input-size", "3,64,64")
     assert status == 0
     assert "PiX" in out
     again = str(tmp_path / "again.safetensors")
     assert run(capsys, "convert", file, "--mode", "prune", "--out", again)[0] == 0
-    assert "edits" in run(capsys, "load-check", again)[1]
+    assert "transforms" in run(capsys, "load-check", again)[1]
 
 
 def test_convert_with_images_of_a_folder(capsys, tmp_path):
@@ -56,8 +57,8 @@ def test_convert_with_images_of_a_folder(capsys, tmp_path):
     )
     assert status == 0, err
     assert "wrote" in out
-    methods = [edit.method for edit in surgery.load(tmp_path / "m.safetensors").surgery_edits]
-    assert methods[0] == "match"
+    methods = [transform.type for transform in history(surgery.load(tmp_path / "m.safetensors"))]
+    assert methods[0] == "reorder"
     (tmp_path / "images" / "broken.png").write_text("no image")
     for folder, message in ((tmp_path / "images", "is no image that can be read"), (tmp_path / "none", "no image (")):
         status, _, err = run(

@@ -49,7 +49,7 @@ def test_plan_cost_and_report_have_notebook_faces():
     plan = surgery.plan(model)
     found = Strict(plan._repr_html_())
     assert found.rows[0] == ["site", "role", "channels", "ratio", "note"]
-    assert [row[0] for row in found.rows[1:]] == [edit.site for edit in plan.sites]
+    assert [row[0] for row in found.rows[1:]] == [row.site for row in plan.sites]
     assert f"{len(plan.sites)} converted" in found.text
     cost = surgery.cost(model)
     found = Strict(cost._repr_html_())

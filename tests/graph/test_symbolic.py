@@ -144,7 +144,7 @@ def test_control_flow_on_what_may_change_refuses_the_rewriting_whatever_is_drawn
         np.random.seed(seed)
         torch.manual_seed(seed)
         _, plan = planned(DECISIONS[name])
-        assert [edit.site for edit in plan.sites] == ["blocks.1.conv1"]
+        assert [row.site for row in plan.sites] == ["blocks.1.conv1"]
         reason = {item.name: item.reason for item in plan.skipped}["blocks.0.conv1"]
         # what alternates may have been drawn in the recorded forward already
         assert "Deciding" in reason or name == "a counter that alternates"
@@ -167,7 +167,7 @@ def test_control_flow_on_what_may_change_refuses_the_rewriting_whatever_is_drawn
 )
 def test_structure_may_decide(decide):
     model, plan = planned(decide)
-    assert [edit.site for edit in plan.sites] == ["blocks.0.conv1", "blocks.1.conv1"]
+    assert [row.site for row in plan.sites] == ["blocks.0.conv1", "blocks.1.conv1"]
     assert isinstance(surgery.convert(model, input_size=SIZE).blocks[0], fx.GraphModule)
 
 
@@ -231,4 +231,4 @@ def test_finalizers_of_other_objects_are_not_the_forward():
         _, plan = planned(lambda _: False)
     finally:
         gc.set_threshold(*thresholds)
-    assert [edit.site for edit in plan.sites] == ["blocks.0.conv1", "blocks.1.conv1"]
+    assert [row.site for row in plan.sites] == ["blocks.0.conv1", "blocks.1.conv1"]

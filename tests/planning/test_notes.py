@@ -41,7 +41,7 @@ def test_bottlenecks_have_no_note():
 )
 def test_what_to_try_where_nothing_is_converted(name, arguments, tries):
     plan = surgery.plan(built(name), **arguments)
-    assert plan.edits == ()
+    assert plan.transforms == ()
     assert tries in plan.notes[0]
     assert f"note: {plan.notes[0]}" in str(plan)
 

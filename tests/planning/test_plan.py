@@ -9,7 +9,7 @@ import torch
 
 import surgery
 from surgery.models.cifar_resnet import cifar_resnet
-from surgery.transforms.edit import Edit, apply
+from surgery.transforms.transform import transform_from_json
 
 
 @pytest.fixture(scope="module")
@@ -27,18 +27,18 @@ def test_prints_sites_and_reasons(resnet50):
 
 def test_small_zeta_never_widens_and_says_so(resnet50):
     plan = surgery.plan(resnet50, zeta=2)
-    assert [e.channels for e in plan.sites] == [e.channels for e in surgery.plan(resnet50).sites]
+    assert [row.channels for row in plan.sites] == [row.channels for row in surgery.plan(resnet50).sites]
     assert "zeta=2 is below the network's 4" in plan.sites[1].note
 
 
 def test_zeta_by_pattern_narrows_there_only(resnet50):
-    channels = {e.site: e.channels for e in surgery.plan(resnet50, zeta={"layer3": 8}).sites}
+    channels = {row.site: row.channels for row in surgery.plan(resnet50, zeta={"layer3": 8}).sites}
     assert channels["layer3.1.conv1"] == (1024, 128)
     assert channels["layer2.1.conv1"] == (512, 128)
 
 
 def test_the_longest_pattern_decides(resnet50):
-    channels = {e.site: e.channels for e in surgery.plan(resnet50, zeta={"layer3": 8, "layer3.2*": 4}).sites}
+    channels = {row.site: row.channels for row in surgery.plan(resnet50, zeta={"layer3": 8, "layer3.2*": 4}).sites}
     assert (channels["layer3.1.conv1"], channels["layer3.2.conv1"]) == ((1024, 128), (1024, 256))
 
 
@@ -48,8 +48,7 @@ def test_zeta_four_is_the_ratio_of_every_resnet_however_few_blocks_it_has(name):
     with torch.device("meta"):
         model = timm.create_model(name)
     plan = surgery.plan(model, zeta=4)
-    assert plan.edits == surgery.plan(model).edits
-    assert plan.narrowing is None
+    assert plan.transforms == surgery.plan(model).transforms
     assert plan.notes == ()
 
 
@@ -69,7 +68,7 @@ def test_a_zeta_above_the_networks_own_ratio_is_said_with_both_macs(name, own):
 
 
 def _on_meta(model, **arguments):
-    return apply(copy.deepcopy(model), surgery.plan(model, **arguments).edits)
+    return surgery.plan(model, **arguments).apply(copy.deepcopy(model))
 
 
 def test_convert_warns_of_narrower_blocks():
@@ -82,7 +81,7 @@ def test_convert_warns_of_narrower_blocks():
 
 
 def test_include_and_exclude(resnet50):
-    names = [e.site for e in surgery.plan(resnet50, include=["layer3", "layer4"], exclude="*.0.conv1").sites]
+    names = [row.site for row in surgery.plan(resnet50, include=["layer3", "layer4"], exclude="*.0.conv1").sites]
     assert len(names) == 7
     assert all(name.startswith(("layer3", "layer4")) and ".0." not in name for name in names)
 
@@ -126,7 +125,8 @@ def test_projections_argument():
         ({"head": "pool"}, ValueError, "goes with mode='downscale'"),
         ({"tua": 0.5}, ValueError, "did you mean 'tau'"),
         ({"method": "pixx"}, ValueError, "did you mean 'pix'"),
-        ({"method": "squeeze-conv"}, ValueError, "mode for method 'squeeze-conv'='squeeze'"),
+        ({"method": "squeeze-conv", "mode": "squeeze"}, ValueError, "one of 'downscale', 'prune' is needed"),
+        ({"method": "squeeze-conv"}, ValueError, "needs a zeta"),
     ],
 )
 def test_bad_arguments_name_themselves(resnet50, arguments, error, message):
@@ -135,9 +135,9 @@ def test_bad_arguments_name_themselves(resnet50, arguments, error, message):
 
 
 @pytest.mark.parametrize("arguments", [{"zeta": 8}, {"zeta": np.int64(8)}, {"mode": "prune", "zeta": np.int64(2)}])
-def test_edits_are_json(resnet50, arguments):
-    for edit in surgery.plan(resnet50, **arguments).edits:
-        assert Edit.from_json(json.loads(json.dumps(edit.to_json()))) == edit
+def test_transforms_are_json(resnet50, arguments):
+    for transform in surgery.plan(resnet50, **arguments).transforms:
+        assert transform_from_json(json.loads(json.dumps(transform.to_json()))) == transform
 
 
 @pytest.mark.parametrize("name", ["tresnet_m", "lowformer_e3"])

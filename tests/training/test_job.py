@@ -13,6 +13,7 @@ from surgery.training import load_recipe, run
 from surgery.training import trainer as trainer_module
 from surgery.training.non_finite import NonFiniteLossError
 from surgery.training.recipe import RecipeError
+from surgery.transforms.history import history
 
 SMALL = [
     "model.kwargs={num_classes: 10, channels: [8, 16, 32, 32], layers: [1, 1, 1, 1]}",
@@ -39,8 +40,8 @@ def test_leaves_all_that_it_promises(tmp_path, capsys):
     assert results["reloaded_identical"] is True
     assert [len(history) for history in results["curves"]["converted"]] == [2]
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-    edits = surgery.load(tmp_path / "m.safetensors").surgery_edits
-    assert [edit.method for edit in edits].count("pix") == 4
+    transforms = history(surgery.load(tmp_path / "m.safetensors"))
+    assert [transform.type for transform in transforms].count("replace") == 4
 
 
 def test_calibrated_before_it_is_fine_tuned(tmp_path, capsys):

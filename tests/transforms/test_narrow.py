@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 import surgery
-from surgery.planning.importance import CRITERIA, criterion, l1, strongest
+from surgery.methods.planners.importance import CRITERIA, criterion, l1, strongest
+from surgery.transforms.carry_out import apply
 
 
 def test_strongest_takes_as_many_from_each_block():
@@ -33,11 +34,8 @@ def test_keeps_the_strongest_filters_and_the_function_of_what_is_kept():
             norm.bias[dead] = 0
             norm.running_mean[dead] = 0
     decided = surgery.plan(model, zeta=8)
-    narrowed = surgery.edit.apply(
-        copy.deepcopy(model),
-        decided.edits[:1],
-        keep=decided.narrowing.choose(model, "l1"),
-    )
+    narrowed = copy.deepcopy(model)
+    apply(narrowed, decided.transforms[:1], choosing=True)
     x = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(narrowed(x), model(x), rtol=1e-4, atol=1e-4)
     assert narrowed.layer3[1].conv2.weight.shape == (128, 128, 3, 3)
@@ -54,8 +52,8 @@ def test_grouped_convolution_keeps_its_function():
         norm.bias[dead] = 0
         norm.running_mean[dead] = 0
     decided = surgery.plan(model, zeta={"layer2.1": 4}, include="layer2.1")
-    keep = decided.narrowing.choose(model, "l1")
-    narrowed = surgery.edit.apply(copy.deepcopy(model), decided.edits[:1], keep=keep)
+    narrowed = copy.deepcopy(model)
+    apply(narrowed, decided.transforms[:1], choosing=True)
     assert narrowed.layer2[1].conv2.weight.shape == (128, 4, 3, 3)
     x = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(narrowed(x), model(x), rtol=1e-4, atol=1e-4)
@@ -88,13 +86,13 @@ def test_narrowed_networks_run_and_reload(name, kwargs, tmp_path):
 def test_a_split_of_constant_sizes_keeps_its_width_and_says_so():
     model = timm.create_model("res2net50_26w_4s")
     plan = surgery.plan(model, zeta=8)
-    assert all("split" in edit.note for edit in plan.sites)
+    assert all("split" in row.note for row in plan.sites)
     assert plan.sites[1].channels == (256, 104)
 
 
 def test_projections_keep_theirs_and_say_so():
     plan = surgery.plan(timm.create_model("mobilenetv2_100"), zeta=12)
-    assert all("residual stream" in edit.note for edit in plan.sites)
+    assert all("residual stream" in row.note for row in plan.sites)
 
 
 def test_depthwise_follows():

@@ -6,24 +6,27 @@ import timm
 import torch
 
 import surgery
-from surgery.methods.pix.matching import INSIDE, THROUGHOUT
-from surgery.methods.pix.ops import reference
-from surgery.transforms.edit import MATCH
+from surgery.transforms.history import history
+from surgery.transforms.reorder import INSIDE, THROUGHOUT, Reorder
+from surgery.transforms.replace import Replace
+from surgery.transforms.subsets import subset_members
 from tests.calibration.test_calibrating import NARROW, images, small
 
 
 def within(model, decided):
     """Share of a site's weight that lies in the subset of its output, over all sites that narrow."""
-    found = []
-    for edit in decided.sites:
-        weight = model.get_submodule(edit.site).weight.detach().flatten(1)
-        if weight.shape != edit.channels[::-1] or edit.channels[0] == edit.channels[1]:
+    shares = []
+    for replace in decided.transforms:
+        if not isinstance(replace, Replace):
             continue
-        members = reference.subset_members(*edit.channels, edit.arguments["grouping"])
-        found.append(
+        weight = model.get_submodule(replace.module).weight.detach().flatten(1)
+        if weight.shape != replace.channels[::-1] or replace.channels[0] == replace.channels[1]:
+            continue
+        members = subset_members(*replace.channels, replace.options["grouping"])
+        shares.append(
             sum(float(weight[i, list(row)].sum()) for i, row in enumerate(members)) / float(weight.abs().sum())
         )
-    return np.mean(found)
+    return np.mean(shares)
 
 
 @pytest.mark.parametrize(
@@ -45,8 +48,8 @@ def test_the_function_stays_and_subsets_hold_what_a_row_adds_up(name, kwargs, ar
     torch.testing.assert_close(matched(x), model(x), rtol=1e-9, atol=1e-9)
     assert within(matched, decided) > within(model, decided) + 0.03
     assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
-    assert [edit.method for edit in matched.surgery_edits] == [MATCH]
-    assert [edit.site for edit in surgery.plan(matched, **arguments).sites] == [edit.site for edit in decided.sites]
+    assert [type(transform) for transform in history(matched)] == [Reorder]
+    assert [row.site for row in surgery.plan(matched, **arguments).sites] == [row.site for row in decided.sites]
 
 
 def test_inside_leaves_the_order_of_feature_maps():
@@ -62,8 +65,8 @@ def test_inside_leaves_the_order_of_feature_maps():
     torch.testing.assert_close(plain.forward_features(x).sort(1).values, final.sort(1).values, rtol=1e-9, atol=1e-9)
     decided = surgery.plan(model, zeta=4)
     assert within(model, decided) + 0.01 < within(inside, decided) < within(plain, decided)
-    assert [edit.note for edit in inside.surgery_edits] == [INSIDE]
-    assert [edit.note for edit in plain.surgery_edits] == [THROUGHOUT]
+    assert [reorder.note for reorder in history(inside)] == [INSIDE]
+    assert [reorder.note for reorder in history(plain)] == [THROUGHOUT]
 
 
 def test_a_wrong_match_is_named():
@@ -116,13 +119,13 @@ def test_a_matched_network_is_saved_and_converted_like_any(tmp_path):
     surgery.save(converted, tmp_path / "m.safetensors")
     loaded = surgery.load(tmp_path / "m.safetensors")
     assert torch.equal(loaded.eval()(x), converted.eval()(x))
-    assert [edit.method for edit in loaded.surgery_edits].count(MATCH) == 1
+    assert [type(transform) for transform in history(loaded)].count(Reorder) == 1
 
 
 def test_a_method_without_subsets_has_nothing_to_match():
     model = small(**NARROW)
     matched = surgery.match(model, "squeeze-conv", mode="downscale", zeta=2)
-    assert not getattr(matched, "surgery_edits", ())
+    assert not history(matched)
 
 
 @pytest.mark.parametrize(("inside", "note"), [(True, INSIDE), (False, THROUGHOUT)])

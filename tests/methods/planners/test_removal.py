@@ -10,6 +10,7 @@ from torch import nn
 import surgery
 from surgery.methods.pix.layer import PiX
 from surgery.planning.sites import HEAD, PROJECTION
+from surgery.transforms.history import changed_modules
 from tests.small_models import (
     DividedByItsSize,
     Fire,
@@ -84,7 +85,8 @@ def evonorm_resnet() -> nn.Module:
 def round_trip(model, expected, path, size=SIZE, **source):
     """Returns the converted model, in eval mode."""
     converted = surgery.convert(model, input_size=size)
-    assert {edit.site: edit.role for edit in converted.surgery_edits} == expected
+    assert {row.site: row.role for row in surgery.plan(model, input_size=size).sites} == expected
+    assert set(changed_modules(converted)) == set(expected)
     assert all(isinstance(converted.get_submodule(name), PiX) for name in expected)
     converted.train()(torch.randn(2, *size)).square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in converted.parameters())
@@ -140,7 +142,7 @@ def test_squeezenet(tmp_path):
 def test_rexnet(tmp_path):
     kwargs = {"width_mult": 0.5, "depth_mult": 0.5}
     model = timm.create_model("rexnet_100", **kwargs)
-    sites = [edit.site for edit in surgery.plan(model).sites]
+    sites = [row.site for row in surgery.plan(model).sites]
     # a block that neither strides nor is the first adds its input to the first of its channels
     assert sites == [
         f"features.{i}.conv_pwl.conv"
