@@ -16,8 +16,7 @@ from surgery.graph import ModelGraph
 from surgery.methods.pix.layer import PiX, check_fusion
 from surgery.methods.pix.matching import match_for
 from surgery.methods.planners.insertion import plan_insertion
-from surgery.methods.planners.squeeze import WIDTHS, narrowing_note, plan_squeeze
-from surgery.methods.planners.squeeze_notes import squeeze_notes
+from surgery.methods.planners.squeeze import plan_squeeze, squeeze_plan_notes
 from surgery.methods.planners.squeeze_options import SqueezeOptions
 from surgery.planning.decision import Decision
 from surgery.planning.evidence import Evidence, Kind
@@ -111,12 +110,7 @@ class PiXMethod:
         self, graph: ModelGraph, config: PiXConfig, decisions: Sequence[Decision], skipped: Sequence[Skipped]
     ) -> tuple[str, ...]:
         """What a reader should know of the plan."""
-        notes = squeeze_notes(decisions, skipped, config.mode, has_squeeze=True)
-        if all(decision.name != WIDTHS for decision in decisions):
-            return notes
-        converted = Selection(tuple(decision.name for decision in decisions if decision.rows))
-        same_width = plan_squeeze(graph, converted, config.without_zeta(), config.layer(), config.norm == "after")
-        return (*notes, narrowing_note(graph, config, decisions, same_width.decisions))
+        return squeeze_plan_notes(graph, config, config.layer(), decisions, skipped)
 
     def match(self, plan: Plan, model: nn.Module, inside: bool) -> None:
         """Bring channels, in place, into an order in which neighbours agree."""

@@ -10,6 +10,7 @@ from surgery.graph.channels import channel_groups
 from surgery.graph.dataflow import conv_spec, residual_sum
 from surgery.methods.planners.narrowing import Narrowing
 from surgery.methods.planners.removal import plan_removal
+from surgery.methods.planners.squeeze_notes import squeeze_notes
 from surgery.methods.planners.squeeze_options import SqueezeOptions
 from surgery.planning.cost import graph_cost
 from surgery.planning.decision import Decision, PlanRow
@@ -69,7 +70,23 @@ def _chosen_sites(graph: ModelGraph, selection: Selection, options: SqueezeOptio
     return chosen, skipped
 
 
-def narrowing_note(
+def squeeze_plan_notes(
+    graph: ModelGraph,
+    options: SqueezeOptions,
+    layer: Layer,
+    decisions: Sequence[Decision],
+    skipped: Sequence[Skipped],
+) -> tuple[str, ...]:
+    """What a reader should know of a plan in any mode; where a zeta narrows, what it costs and would cost without."""
+    notes = squeeze_notes(decisions, skipped, options.mode, has_squeeze=True)
+    if all(decision.name != WIDTHS for decision in decisions):
+        return notes
+    converted = Selection(tuple(decision.name for decision in decisions if decision.rows))
+    same_width = plan_squeeze(graph, converted, options.without_zeta(), layer).decisions
+    return (*notes, _narrowing_note(graph, options, decisions, same_width))
+
+
+def _narrowing_note(
     graph: ModelGraph, options: SqueezeOptions, decisions: Sequence[Decision], same_width: Sequence[Decision]
 ) -> str:
     """That a zeta narrows the network, what is left of its MACs, and what would be left without.
@@ -84,9 +101,8 @@ def narrowing_note(
     before, narrowed, unchanged = (
         graph_cost(g).macs for g in (graph, rehearsed_graph(graph, decisions), rehearsed_graph(graph, possible))
     )
-    zeta = options.zeta
     return (
-        f"zeta={zeta} is above this network's own ratio {own_ratio} (residual stream ÷ squeeze), so blocks "
+        f"zeta={options.zeta} is above this network's own ratio {own_ratio} (residual stream ÷ squeeze), so blocks "
         f"become narrower: {narrowed / before:.2f} of {si(before)} MACs are left; zeta={own_ratio} (or none) keeps all "
         f"widths and leaves {unchanged / before:.2f}"
     )
