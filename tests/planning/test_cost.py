@@ -6,6 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import surgery
+from surgery.transforms.edit import apply
 
 
 def built(name, **kwargs):
@@ -17,7 +18,7 @@ def converted(model, *arguments, **keywords):
     """A conversion's structure: planned and carried out on meta."""
     from surgery.graph.skeleton import meta_copy
 
-    return surgery.edit.apply(meta_copy(model), surgery.plan(model, *arguments, **keywords).edits)
+    return apply(meta_copy(model), surgery.plan(model, *arguments, **keywords).edits)
 
 
 def predictor(cost):
@@ -50,7 +51,7 @@ def test_published_networks(name, arguments, sites, before, after, params):
 def test_half_as_wide_resnet50_is_what_zeta_8_starts_from():
     """The narrowed network, before PiX, is ResNet-50 with base width 32."""
     model = built("resnet50")
-    narrowed = surgery.edit.apply(built("resnet50"), surgery.plan(model, zeta=8).edits[:1])
+    narrowed = apply(built("resnet50"), surgery.plan(model, zeta=8).edits[:1])
     cost = surgery.cost(narrowed, (3, 224, 224))
     assert cost.macs / 1e9 == pytest.approx(1.822, abs=0.0005)
     assert cost.params == surgery.cost(built("resnet50", base_width=32)).params
