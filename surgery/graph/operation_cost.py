@@ -8,6 +8,7 @@ activations, pooling, sums and gates. Of an attention in one call both products 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import fx, nn
 
@@ -159,8 +160,10 @@ def _product_size(node: fx.Node) -> int:
 
 def _einsum_size(node: fx.Node) -> int:
     """One for each combination of values that the indices of a plain equation take."""
-    equation, *rest = node.args or ("",)
-    operands = [a for argument in rest for a in (argument if isinstance(argument, list | tuple) else [argument])]
+    arguments: list[Any] = [*node.args]
+    equation = arguments[0] if arguments else ""
+    rest = [a if isinstance(a, list | tuple) else [a] for a in arguments[1:]]
+    operands = [operand for listed in rest for operand in listed]
     terms = equation.replace(" ", "").partition("->")[0].split(",") if isinstance(equation, str) else []
     shapes = [operand.meta["shape"] for operand in operands if isinstance(operand, fx.Node)]
     if len(terms) != 2 or [len(shape) for shape in shapes] != [len(term) for term in terms] or "." in "".join(terms):
@@ -173,7 +176,9 @@ def _attention_size(node: fx.Node) -> int:
     """Queries (…, L, E) with keys (…, S, E), and the weights (…, L, S) with values (…, S, V)."""
     names = ("query", "key", "value")
     arguments = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    shapes = [a.meta["shape"] or () for name in names if isinstance(a := arguments.get(name), fx.Node)]
+    shapes: list[tuple[int, ...]] = [
+        a.meta["shape"] or () for name in names if isinstance(a := arguments.get(name), fx.Node)
+    ]
     if len(shapes) != 3 or min(map(len, shapes)) < 2:
         return 0
     query, key, value = shapes

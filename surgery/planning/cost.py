@@ -69,11 +69,11 @@ class Cost:
         ]
 
     def __str__(self) -> str:
-        return "\n".join([self._title(), MACS, MEMORY, *self._lines(), table(HEADER, self._rows(), right=(2, 3, 4, 5))])
+        return "\n".join([self._title(), MEMORY, MACS, *self._lines(), table(HEADER, self._rows(), right=(2, 3, 4, 5))])
 
     def _repr_html_(self) -> str:
         """The same for notebooks."""
-        caption = f"{self._title()}; {MACS}; {MEMORY}"
+        caption = f"{self._title()}; {MEMORY}; {MACS}"
         return html_table(HEADER, self._rows(), right=(2, 3, 4, 5), caption=caption, lines=self._lines())
 
 
