@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from surgery.bench.timing import Timing, interleaved
 from surgery.core.errors import check_choice
@@ -54,22 +55,33 @@ class Setting:
 
 
 class Free(nn.Module):
-    """Stands for a site and costs nothing: hands out what the site gave once, or a slice of its input.
+    """Stands for a site and costs nothing: hands out what the site gave once, or slices of its input.
 
-    The slice is for ONNX Runtime, which would compute ahead all that follows a constant.
+    The slices are for ONNX Runtime, which would compute ahead all that follows a constant. A site may take and give one
+    map or any tree of maps.
     """
 
-    output: Tensor
-
-    def __init__(self, output: Tensor, stride: tuple[int, ...], sliced: bool) -> None:
+    def __init__(self, output: Any, stride: tuple[int, ...], sliced: bool) -> None:
         super().__init__()
-        self.channels, self.stride, self.sliced = output.shape[1], stride, sliced
-        self.register_buffer("output", output.detach().clone(), persistent=False)
+        maps, self.structure = pytree.tree_flatten(output)
+        self.count, self.stride, self.sliced = len(maps), stride, sliced
+        for number, tensor in enumerate(maps):
+            self.register_buffer(f"output{number}", tensor.detach().clone(), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        maps = [self.get_buffer(f"output{number}") for number in range(self.count)]
         if self.sliced:
-            return x[:, : self.channels, :: self.stride[0], :: self.stride[1]]
-        return self.output
+            inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            maps = [self._slice(inputs, tensor) for tensor in maps]
+        return pytree.tree_unflatten(maps, self.structure)
+
+    def _slice(self, inputs: list[Tensor], output: Tensor) -> Tensor:
+        """A part of the first input of the wanted size that has one; where none has, the output plus nothing of it."""
+        for x in inputs:
+            part = x[:, : output.shape[1], :: self.stride[0], :: self.stride[1]] if x.dim() == 4 else x
+            if part.shape[1:] == output.shape[1:]:
+                return part
+        return output + 0 * inputs[0].flatten()[0]
 
 
 def bench_network(
@@ -102,7 +114,7 @@ def bench_network(
 
 def with_free_sites(model: nn.Module, x: Tensor, sliced: bool = False) -> nn.Module:
     """A copy of a converted model whose surgery layers are :class:`Free`; run once on ``x`` to see their outputs."""
-    outputs: dict[str, Tensor] = {}
+    outputs: dict[str, Any] = {}
     sites = {name: module for name, module in model.named_modules() if isinstance(module, SurgeryLayer)}
     if not sites:
         raise ValueError("the model has no converted site: there is nothing to compare")

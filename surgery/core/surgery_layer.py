@@ -2,6 +2,7 @@
 
 import abc
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -46,5 +47,12 @@ class SurgeryLayer(nn.Module, abc.ABC):
         """
 
     @abc.abstractmethod
-    def cost(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> OpCost:
-        """Cost for one image; shapes are (N, C, H, W)."""
+    def cost(self, inputs: Any, outputs: Any) -> OpCost:
+        """Cost for one image.
+
+        Args:
+            inputs: shape of what the layer takes: (N, C, H, W) of one map, a list or dict of shapes, nested as the
+                maps are, where its argument is one (``[(N, C, H, W), (N, C, H, W)]``), and a list of these where
+                several arguments hold tensors.
+            outputs: the same of what it gives.
+        """

@@ -64,8 +64,8 @@ class Coupling:
     def removable(self) -> np.ndarray:
         """Classes that some layer writes and nothing freezes, ascending."""
         written = [layer.writes for layer in self.layers.values()]
-        found = np.unique(np.concatenate(written)) if written else np.empty(0, np.int64)
-        return found[[number not in self.frozen for number in found.tolist()]]
+        classes = np.unique(np.concatenate(written)) if written else np.empty(0, np.int64)
+        return classes[[number not in self.frozen for number in classes.tolist()]]
 
 
 def connected(count: int, edges: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

@@ -34,8 +34,9 @@ class ConvSpec:
 
 
 def source(node: fx.Node) -> fx.Node:
-    """The node that gives this one's first tensor argument."""
-    return next(arg for arg in node.args if isinstance(arg, fx.Node))
+    """The node that gives this one's first tensor argument, whether it is named or inside a list."""
+    arguments = (*node.args, node.kwargs.get("input"), *node.all_input_nodes)
+    return next(argument for argument in arguments if isinstance(argument, fx.Node))
 
 
 def conv_spec(graph: ModelGraph, node: fx.Node) -> ConvSpec:
@@ -56,10 +57,9 @@ def conv_spec(graph: ModelGraph, node: fx.Node) -> ConvSpec:
         zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), node.args, strict=False)
     )
     arguments.update(node.kwargs)
-    weight = arguments["weight"]
+    weight, groups = arguments["weight"], arguments.get("groups", 1)
+    groups = groups if isinstance(groups, int) else 1
     in_channels, out_channels = source(node).meta["shape"][1], node.meta["shape"][1]
-    given = arguments.get("groups")
-    groups = given if isinstance(given, int) else 1
     kernel = weight.meta["shape"][2:] if isinstance(weight, fx.Node) else (0, 0)
     padded = arguments.get("padding", 0) not in (0, (0, 0), [0, 0], "valid")
     return ConvSpec(in_channels, out_channels, _pair(kernel), _pair(arguments.get("stride", 1)), groups, padded)
@@ -168,46 +168,6 @@ def readers(nodes: Iterable[fx.Node], through: frozenset[str] = THROUGH) -> tupl
     return tuple(reached)
 
 
-def is_pointwise_conv(graph: ModelGraph, node: fx.Node) -> bool:
-    """Whether a node is a 1×1 convolution of a map."""
-    return node.meta.get("kind") == "conv" and conv_spec(graph, node).pointwise and spatial_size(source(node)) > 1
-
-
-def reaches_spatial_conv(graph: ModelGraph, node: fx.Node) -> bool:
-    """Whether a node is a spatial convolution, or a split or slice whose parts (or their sums) lead to one.
-
-    A transposed convolution is spatial where its kernel is larger than one pixel.
-    """
-    kind = node.meta.get("kind")
-    if kind == "conv_transpose":
-        return _transposed_kernel(graph, node) != (1, 1) and spatial_size(source(node)) > 1
-    if kind == "conv":
-        spec = conv_spec(graph, node)
-        return not spec.pointwise and not is_pooled(source(node))
-    if kind in ("split", *THROUGH):
-        return any(reaches_spatial_conv(graph, user) or _sum_reaches(graph, user) for user in node.users)
-    return False
-
-
-def is_squeeze(graph: ModelGraph, after: Followers) -> bool:
-    """Whether only convolutions read it, at least one of them a spatial one (SqueezeNet has a 1×1 beside the 3×3)."""
-    spatial = [reaches_spatial_conv(graph, reader) for reader in after.consumers]
-    pairs = zip(after.consumers, spatial, strict=True)
-    return any(spatial) and all(is_spatial or is_pointwise_conv(graph, reader) for reader, is_spatial in pairs)
-
-
-def _transposed_kernel(graph: ModelGraph, node: fx.Node) -> tuple[int, ...]:
-    module = graph.modules.get(node.meta.get("module") or "")
-    if isinstance(module, nn.ConvTranspose2d):
-        return tuple(module.kernel_size)
-    weight = node.kwargs.get("weight", node.args[1] if len(node.args) > 1 else None)
-    return tuple(weight.meta["shape"][2:]) if isinstance(weight, fx.Node) else (1, 1)
-
-
-def _sum_reaches(graph: ModelGraph, node: fx.Node) -> bool:
-    return node.meta.get("kind") == "add" and any(reaches_spatial_conv(graph, user) for user in node.users)
-
-
 def back_to(node: fx.Node, stop: Callable[[fx.Node], bool], through: frozenset[str]) -> fx.Node | None:
     """The nearest ancestor that ``stop`` accepts, reached only through nodes of the given kinds."""
     seen: set[fx.Node] = set()
@@ -274,31 +234,6 @@ def non_negative(graph: ModelGraph, node: fx.Node, depth: int = 200) -> bool:
             return False
         return bool(tensors) and all(non_negative(graph, arg, depth - 1) for arg in tensors)
     return False
-
-
-def stem(graph: ModelGraph) -> set[fx.Node]:
-    """Nodes on the single path from the input to the first fork or the first head; none where there is neither.
-
-    The first head is a 1×1 convolution that narrows and that a spatial convolution reads: a network that has one there
-    is built of such blocks, with or without shortcuts.
-    """
-    nodes: set[fx.Node] = set()
-    node = next(iter(graph.graph.nodes))
-    while len(node.users) == 1:
-        node = next(iter(node.users))
-        if node.op == "output":
-            return set()
-        if _is_narrowing_head(graph, node):
-            return nodes
-        nodes.add(node)
-    return nodes
-
-
-def _is_narrowing_head(graph: ModelGraph, node: fx.Node) -> bool:
-    if not is_pointwise_conv(graph, node):
-        return False
-    spec = conv_spec(graph, node)
-    return 1 < spec.out_channels < spec.in_channels and is_squeeze(graph, followers(graph, node))
 
 
 def convs(graph: ModelGraph) -> Iterator[fx.Node]:

@@ -29,8 +29,8 @@ class Forward:
     at: Place | None = None
     _greenlet: Any = None
 
-    def advance(self, place: Place) -> Tensor:
-        """Run until the pause at ``place``; returns the tensor there.
+    def advance(self, point: Place) -> Tensor:
+        """Run until the pause at ``point``; returns the tensor there.
 
         Raises:
             TraceError: the pass ends without coming by.
@@ -38,12 +38,12 @@ class Forward:
         if self._greenlet is None:
             self._greenlet = greenlet(lambda: self.owner.model(self.image))
             self.owner.passes[self._greenlet] = self
-        while self.at != place:
+        while self.at != point:
             if self._greenlet.dead:
-                raise TraceError(f"a forward of {type(self.owner.model).__name__} did not come by {place}")
+                raise TraceError(f"a forward of {type(self.owner.model).__name__} did not come by {point}")
             with torch.no_grad(), self.owner.autocast():
                 self._greenlet.switch()
-        return self.values[place]
+        return self.values[point]
 
     def end(self) -> None:
         """Give the pass up, and all that it holds."""
@@ -79,12 +79,12 @@ class PausableModel:
     def __enter__(self) -> "PausableModel":
         self._mode = eval_mode(self.model)
         self._mode.__enter__()
-        for place in self.pauses | self.kept:
-            module = self.model.get_submodule(place.module)
-            if place.output:
-                self._handles.append(module.register_forward_hook(self._after(place)))
+        for point in self.pauses | self.kept:
+            module = self.model.get_submodule(point.module)
+            if point.output:
+                self._handles.append(module.register_forward_hook(self._after(point)))
             else:
-                self._handles.append(module.register_forward_pre_hook(self._before(place)))
+                self._handles.append(module.register_forward_pre_hook(self._before(point), with_kwargs=True))
         return self
 
     def __exit__(
@@ -106,19 +106,19 @@ class PausableModel:
             self.weight.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None
         )
 
-    def _before(self, place: Place) -> Callable[[nn.Module, Any], None]:
-        return lambda module, args: self._arrive(place, args[0])
+    def _before(self, point: Place) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda module, args, kwargs: self._arrive(point, next(iter((*args, *kwargs.values()))))
 
-    def _after(self, place: Place) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda module, args, output: self._arrive(place, output)
+    def _after(self, point: Place) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda module, args, output: self._arrive(point, output)
 
-    def _arrive(self, place: Place, value: Tensor) -> None:
+    def _arrive(self, point: Place, value: Tensor) -> None:
         forward = self.passes.get(getcurrent())
         if forward is None:
             return
-        forward.values[place] = value
-        if place in self.pauses:
-            forward.at = place
+        forward.values[point] = value
+        if point in self.pauses:
+            forward.at = point
             getcurrent().parent.switch()
             forward.at = None
-            forward.values.pop(place, None)
+            forward.values.pop(point, None)

@@ -144,11 +144,11 @@ class _Probe:
     def _reads_each_alone(self, straight: Tensor) -> bool:
         """Whether an element of the output stays as it is when all other elements of the input change."""
         other = torch.randn(self.x.shape, generator=self.generator, device="cpu")
-        place = self.x.argmax()
-        other.view(-1)[place] = self.x.view(-1)[place]
+        largest = self.x.argmax()
+        other.view(-1)[largest] = self.x.view(-1)[largest]
         output = self.output(other)
         return output is not None and torch.allclose(
-            output.flatten()[place], straight.flatten()[place], rtol=1e-4, atol=1e-5
+            output.flatten()[largest], straight.flatten()[largest], rtol=1e-4, atol=1e-5
         )
 
     def _is_affine(self, straight: Tensor) -> bool:

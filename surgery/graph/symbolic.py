@@ -12,7 +12,8 @@ from surgery.core.errors import SurgeryError
 from surgery.core.surgery_layer import SurgeryLayer
 from surgery.graph.scripted import script_functions
 from surgery.graph.skeleton import meta_copy
-from surgery.graph.watching import Surroundings, UnsteadyError, steady, watch_numbers
+from surgery.graph.watched_numbers import UnsteadyError, watch_numbers
+from surgery.graph.watching import Surroundings, steady
 
 REPEATS = 3  # traces of each mode: what goes on from call to call shows
 _LEAVES = (SurgeryLayer, DropPath, DropBlock2d, StochasticDepth)  # these follow the mode by themselves
@@ -31,16 +32,16 @@ def trace_block(block: nn.Module) -> fx.Graph:
     """
     kind = type(block).__name__
     texts: list[set[str]] = []
-    known = Surroundings()
+    surroundings = Surroundings()
     functions = (*get_notrace_functions(), *script_functions(block))
     try:
         for training in (True, False):
             probe = meta_copy(block).train(training)
-            graphs = [_trace(probe, known, functions) for _ in range(REPEATS)]
+            graphs = [_trace(probe, surroundings, functions) for _ in range(REPEATS)]
             texts.append({str(graph) for graph in graphs})
             watched = meta_copy(block).train(training)
             watch_numbers(watched)
-            _trace(watched, known, functions)
+            _trace(watched, surroundings, functions)
     except UnsteadyError as error:
         raise SurgeryError(f"{kind} takes a path that fx would bake in: {error}") from error
     except Exception as error:  # a traced forward may raise anything
@@ -53,9 +54,9 @@ def trace_block(block: nn.Module) -> fx.Graph:
     return graphs[0]
 
 
-def _trace(probe: nn.Module, known: Surroundings, functions: Sequence[Callable[..., Any]]) -> fx.Graph:
+def _trace(probe: nn.Module, surroundings: Surroundings, functions: Sequence[Callable[..., Any]]) -> fx.Graph:
     tracer = _Tracer(leaf_modules=[*get_notrace_modules(), *_LEAVES], autowrap_functions=tuple(functions))
-    with steady(probe, known):
+    with steady(probe, surroundings):
         return tracer.trace(probe)
 
 

@@ -1,25 +1,22 @@
 """What a model costs, counted from its recorded graph: no forward of real data, any input size."""
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import fx, nn
 
 from surgery.core.checked_model import check_model, unwrapped
-from surgery.core.surgery_layer import OpCost, SurgeryLayer
+from surgery.core.surgery_layer import OpCost
 from surgery.core.table import html_table, si, table
 from surgery.graph import ModelGraph, record
-from surgery.graph.dataflow import activation_name, conv_spec, source
 from surgery.graph.input_size import InputSize
-from surgery.graph.kinds import norm_has_activation
+from surgery.graph.operation_cost import Uncounted, graph_cost, node_cost, uncounted
 from surgery.planning.sites import squeeze_sites
 from surgery.transforms.history import changed_modules
 
-_CHEAP_ACTS = {"relu", "relu6", "leaky_relu", "leakyrelu", "prelu", "hardtanh", "clamp", "threshold"}
-
+__all__ = ["Cost", "SiteCost", "Uncounted", "cost", "graph_cost", "node_cost"]
 
 HEADER = ("site", "kind", "MACs", "FLOPs", "params", "memory")
+MACS = "MACs: of convolutions and linears; products of attention are FLOPs, a multiply-accumulate counts once"
 MEMORY = "memory: bytes that operations write; norms and activations work in place, weights are not counted"
 
 
@@ -41,12 +38,14 @@ class Cost:
 
     Attributes:
         macs: multiply-accumulates of convolutions and linears (the convention of fvcore and torch's flop counter,
-            which counts 2 each).
-        flops: everything, by the formulas of PiX supplement C and D.
+            which counts 2 each). Products of two computed matrices, as in attention, are in ``flops`` alone.
+        flops: everything, by the formulas of PiX supplement C and D; a multiply-accumulate counts once.
         params: number of parameters.
         memory: bytes that the operations write in the model's dtype; norms and activations work in place. It is the
             traffic of one forward, neither the peak nor the weights.
         sites: the same per site.
+        uncounted: operations that no sum above holds, since nothing is known of their cost; by name, with their calls
+            and the numbers that they give.
     """
 
     macs: int
@@ -55,9 +54,13 @@ class Cost:
     memory: int
     sites: tuple[SiteCost, ...]
     input_size: tuple[int, ...]
+    uncounted: tuple[Uncounted, ...] = ()
 
     def _title(self) -> str:
         return f"input {'×'.join(map(str, self.input_size))}, one image"
+
+    def _lines(self) -> list[str]:
+        return [f"not counted: {', '.join(map(str, self.uncounted))}"] if self.uncounted else []
 
     def _rows(self) -> list[tuple[str, ...]]:
         total = SiteCost("total", "", self.macs, self.flops, self.params, self.memory)
@@ -66,11 +69,12 @@ class Cost:
         ]
 
     def __str__(self) -> str:
-        return f"{self._title()}\n{MEMORY}\n{table(HEADER, self._rows(), right=(2, 3, 4, 5))}"
+        return "\n".join([self._title(), MEMORY, MACS, *self._lines(), table(HEADER, self._rows(), right=(2, 3, 4, 5))])
 
     def _repr_html_(self) -> str:
         """The same for notebooks."""
-        return html_table(HEADER, self._rows(), right=(2, 3, 4, 5), caption=f"{self._title()}; {MEMORY}")
+        caption = f"{self._title()}; {MEMORY}; {MACS}"
+        return html_table(HEADER, self._rows(), right=(2, 3, 4, 5), caption=caption, lines=self._lines())
 
 
 def cost(model: nn.Module, input_size: InputSize | None = None) -> Cost:
@@ -88,16 +92,11 @@ def cost(model: nn.Module, input_size: InputSize | None = None) -> Cost:
     check_model(model)
     graph = record(model, input_size)
     costs = {node: node_cost(graph, node) for node in graph}
-    total = graph_cost(graph)
+    total = sum(costs.values(), OpCost())
     width = next((p.element_size() for p in model.parameters()), 4)
     sites = tuple(_site_costs(model, graph, costs, width))
     params = sum(p.numel() for p in model.parameters())
-    return Cost(total.macs, total.flops, params, total.memory * width, sites, graph.input_shape)
-
-
-def graph_cost(graph: ModelGraph) -> OpCost:
-    """Cost of a whole recorded forward for one image."""
-    return sum((node_cost(graph, node) for node in graph), OpCost())
+    return Cost(total.macs, total.flops, params, total.memory * width, sites, graph.input_shape, uncounted(graph))
 
 
 def _site_costs(model: nn.Module, graph: ModelGraph, costs: dict[fx.Node, OpCost], width: int) -> list[SiteCost]:
@@ -121,86 +120,3 @@ def _site_costs(model: nn.Module, graph: ModelGraph, costs: dict[fx.Node, OpCost
 def _own_params(graph: ModelGraph, node: fx.Node) -> int:
     name = node.meta.get("module")
     return sum(p.numel() for p in graph.modules[name].parameters()) if name else 0
-
-
-def node_cost(graph: ModelGraph, node: fx.Node) -> OpCost:
-    """Cost of one recorded operation for one image (PiX supplement C)."""
-    count = _COUNTERS.get(node.meta.get("kind", ""))
-    if count is None or not node.meta.get("shape"):
-        return OpCost()
-    return count(graph, node, math.prod(node.meta["shape"]))
-
-
-def _conv(graph: ModelGraph, node: fx.Node, out: int) -> OpCost:
-    spec = conv_spec(graph, node)
-    macs = out * math.prod(spec.kernel) * spec.in_channels // spec.groups
-    return OpCost(macs, macs, out)
-
-
-def _conv_transpose(graph: ModelGraph, node: fx.Node, out: int) -> OpCost:
-    """Each input number is multiplied with every weight that its channel has."""
-    name = node.meta.get("module")
-    module = graph.modules[name] if name else None
-    arguments = [*node.args[1:2], node.kwargs.get("weight")]
-    weight = next((a.meta["shape"] for a in arguments if isinstance(a, fx.Node)), (0,))
-    if isinstance(module, nn.ConvTranspose2d):
-        weight = module.weight.shape
-    macs = math.prod(source(node).meta["shape"]) * math.prod(weight[1:])
-    return OpCost(macs, macs, out)
-
-
-def _linear(graph: ModelGraph, node: fx.Node, out: int) -> OpCost:
-    macs = out * source(node).meta["shape"][-1]
-    return OpCost(macs, macs, out)
-
-
-def _matmul(graph: ModelGraph, node: fx.Node, out: int) -> OpCost:
-    shape = node.all_input_nodes[0].meta["shape"] if node.all_input_nodes else None
-    return OpCost(0, out * shape[-1] if shape else 0, out)
-
-
-def _norm(graph: ModelGraph, node: fx.Node, out: int) -> OpCost:
-    name = node.meta.get("module")
-    fused = name is not None and norm_has_activation(graph.modules[name])
-    return OpCost(0, 4 * out) + (_activation(graph, node, out) if fused else OpCost())
-
-
-def _activation(graph: ModelGraph, node: fx.Node, out: int) -> OpCost:
-    return OpCost(0, out if activation_name(graph, node) in _CHEAP_ACTS else 4 * out)
-
-
-def _pooling(graph: ModelGraph, node: fx.Node, out: int) -> OpCost:
-    return OpCost(0, math.prod(source(node).meta["shape"]), out) if node.all_input_nodes else OpCost()
-
-
-def _pointwise(graph: ModelGraph, node: fx.Node, out: int) -> OpCost:
-    return OpCost(0, out, out)
-
-
-def _copy(graph: ModelGraph, node: fx.Node, out: int) -> OpCost:
-    return OpCost(0, 0, out)
-
-
-def _surgery_layer(graph: ModelGraph, node: fx.Node, out: int) -> OpCost:
-    layer = graph.modules[node.meta["module"]]
-    assert isinstance(layer, SurgeryLayer)
-    return layer.cost(source(node).meta["shape"], node.meta["shape"])
-
-
-_COUNTERS: dict[str, Callable[[ModelGraph, fx.Node, int], OpCost]] = {
-    "conv": _conv,
-    "conv_transpose": _conv_transpose,
-    "linear": _linear,
-    "matmul": _matmul,
-    "norm": _norm,
-    "act": _activation,
-    "pool": _pooling,
-    "global_pool": _pooling,
-    "add": _pointwise,
-    "mul": _pointwise,
-    "scale": _pointwise,
-    "cat": _copy,
-    "pad": _copy,
-    "upsample": _copy,
-    "surgery": _surgery_layer,
-}

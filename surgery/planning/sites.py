@@ -15,14 +15,13 @@ from surgery.graph.dataflow import (
     convs,
     followers,
     is_pooled,
-    is_squeeze,
     readers,
     source,
     spatial_size,
-    stem,
 )
 from surgery.graph.kinds import STANDARDISED
 from surgery.graph.scripted import is_scripted_conv
+from surgery.graph.squeezes import is_squeeze, stem
 from surgery.transforms.erase_calls import call_name
 
 HEAD, PROJECTION, TRANSITION, SPATIAL = (
@@ -85,11 +84,11 @@ def squeeze_sites(graph: ModelGraph) -> tuple[list[Site], list[Skipped]]:
         if name in seen:
             continue
         seen.add(name)
-        found = _not_replaceable(graph, node, spec) or _squeeze_role(graph, node, spec, in_stem)
-        if found in (HEAD, PROJECTION, TRANSITION):
-            sites.append(Site(name, found, spec.in_channels, spec.out_channels, node, followers(graph, node)))
+        role_or_reason = _not_replaceable(graph, node, spec) or _squeeze_role(graph, node, spec, in_stem)
+        if role_or_reason in (HEAD, PROJECTION, TRANSITION):
+            sites.append(Site(name, role_or_reason, spec.in_channels, spec.out_channels, node, followers(graph, node)))
         else:
-            skipped.append(Skipped(name, found))
+            skipped.append(Skipped(name, role_or_reason))
     return sites, skipped + _not_reached(graph)
 
 

@@ -13,7 +13,7 @@ import surgery
 from surgery.bench.networks import with_free_sites
 from surgery.core.errors import ConversionWarning
 from surgery.graph import record
-from surgery.planning.cost import graph_cost
+from surgery.graph.operation_cost import graph_cost
 from surgery.planning.registry import methods
 from surgery.planning.rehearsal import rehearsed_graph
 from surgery.training.block_distillation import common_blocks

@@ -8,11 +8,11 @@ from surgery.core.table import si
 from surgery.graph import ModelGraph
 from surgery.graph.channels import channel_groups
 from surgery.graph.dataflow import conv_spec, residual_sum
+from surgery.graph.operation_cost import graph_cost
 from surgery.methods.planners.narrowing import Narrowing
 from surgery.methods.planners.removal import plan_removal
 from surgery.methods.planners.squeeze_notes import squeeze_notes
 from surgery.methods.planners.squeeze_options import SqueezeOptions
-from surgery.planning.cost import graph_cost
 from surgery.planning.decision import Decision, PlanRow
 from surgery.planning.registry import Proposal
 from surgery.planning.rehearsal import rehearse, rehearsed_graph
