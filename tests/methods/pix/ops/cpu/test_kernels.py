@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(library.LIBRARY is None, reason=f"no compiled ke
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 FORMS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+DEFAULT = SiteSpec()
 SHAPES = [
     (2, 64, 16, 5, 7),  # lanes exactly, subsets of four
     (1, 128, 16, 4, 4),  # of eight
@@ -41,7 +42,7 @@ def tensors(shape, dtype, form="nchw", seed=0):
     return x.contiguous(memory_format=FORMS[form]), weight, bias
 
 
-def check_site(x, weight, bias, spec=SiteSpec()):
+def check_site(x, weight, bias, spec=DEFAULT):
     """Kernel against float64; max or mean is decided by the kernel's own p, which rounding may move across tau."""
     with_index = spec.fusion == "threshold" and x.shape[1] <= 256 * weight.shape[0]
     y, p, context, index = cpu.pix(x, weight, bias, spec, with_index)
