@@ -22,8 +22,8 @@ from surgery.core.table import si, table
 from surgery.core.user_modules import add_import_option, import_user_modules
 from surgery.deploy.formats import FORMATS
 from surgery.graph.input_size import InputSize
+from surgery.methods.planners.squeeze_options import HEADS, MODES, PROJECTIONS
 from surgery.planning.registry import methods
-from surgery.planning.request import HEADS, MODES, PROJECTIONS
 from surgery.training.command import main as finetune
 from surgery.vision import segmentation
 from surgery.vision.classification import evaluate, predict, prediction_table
@@ -191,7 +191,7 @@ def _add_model(command: argparse.ArgumentParser, many: bool = False) -> None:
 def _add_surgery(command: argparse.ArgumentParser) -> None:
     command.add_argument("--method", default="pix", help=f"one of: {', '.join(methods())} (default: pix)")
     command.add_argument("--zeta", type=_zeta, help="dominating ratio, such as 4, or per pattern: layer3=8,layer4=8")
-    command.add_argument("--mode", default="squeeze", help=f"one of: {', '.join(MODES)} (default: squeeze)")
+    command.add_argument("--mode", help=f"one of: {', '.join(MODES)} (default: the method's)")
     command.add_argument(
         "--include", action="append", default=[], metavar="PATTERN", help="only these sites (repeatable)"
     )
@@ -201,11 +201,9 @@ def _add_surgery(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--insert", action="append", default=[], metavar="PATTERN", help="insert before these (repeatable)"
     )
-    command.add_argument(
-        "--projections", default="residual", help=f"one of: {', '.join(PROJECTIONS)} (default: residual)"
-    )
+    command.add_argument("--projections", help=f"one of: {', '.join(PROJECTIONS)} (default: residual)")
     command.add_argument("--equal-width", action="store_true", default=None, help="include heads that keep the width")
-    command.add_argument("--head", default="keep", help=f"one of: {', '.join(HEADS)} (pool: for VGG)")
+    command.add_argument("--head", help=f"one of: {', '.join(HEADS)} (pool: for VGG)")
     command.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the method: tau=0.5")
 
 
@@ -280,7 +278,8 @@ def _arguments(given: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"--option {option!r}: KEY=VALUE is needed, such as tau=0.5")
         options[key] = _number(value)
     names = ("zeta", "mode", "include", "exclude", "insert", "projections", "equal_width", "head", "input_size")
-    return {name: getattr(given, name) for name in names} | options
+    wanted = {name: getattr(given, name) for name in names if getattr(given, name) not in (None, [])}
+    return wanted | options
 
 
 def _plan(given: argparse.Namespace) -> str:
@@ -314,7 +313,7 @@ def _calibration_images(given: argparse.Namespace, model: nn.Module) -> Iterable
     if not given.calibrate and not given.synthetic:
         return None
     check_extra("calibrate", "--calibrate" if given.calibrate else "--synthetic")
-    if not surgery.plan(model, given.method, **_arguments(given)).edits:
+    if not surgery.plan(model, given.method, **_arguments(given)).decisions:
         return None
     count = given.calibration_images
     if given.calibrate:
@@ -376,7 +375,7 @@ def _load_check(given: argparse.Namespace) -> str:
     source = surgery.Source(**manifest["source"])
     versions = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
     return (
-        f"{given.name}: sound\n  made from {source}; {len(manifest['edits'])} edits; {len(tensors)} tensors\n"
+        f"{given.name}: sound\n  made from {source}; {len(manifest['transforms'])} transforms; {len(tensors)} tensors\n"
         f"  written by {versions}\n"
         f"  loads as {type(model).__name__} with {si(sum(p.numel() for p in model.parameters()))} parameters"
     )

@@ -36,7 +36,7 @@ from surgery.training.stopping import StopRequests, stop_requests
 from surgery.training.task import Task, watched
 from surgery.training.tracking import Log, check_tracker
 from surgery.training.trainer import BatchTooLargeError, Execution, train
-from surgery.transforms.edit import history
+from surgery.transforms.history import history
 from surgery.vision.preprocessing import Preprocessing
 from surgery.vision.segmentation import View
 
@@ -374,7 +374,8 @@ def _converted(job: Job, original: nn.Module, seed: int) -> nn.Module:
     if seed == recipe.seed:
         job.measure("after surgery", converted)
         made = history(converted)[len(history(original)) :]
-        job.say(f"surgery: {sum(bool(edit.site) for edit in made)} sites converted")
+        sites = {name for transform in made for name in transform.changed()}
+        job.say(f"surgery: {len(sites)} sites converted")
     if wanted.calibrate:
         images = calibration_images(job.data.train, recipe.data, wanted.calibrate, seed)
         converted = surgery.convert(original, calibrate=images, images=None, **arguments)

@@ -19,8 +19,8 @@ from timm.optim import list_optimizers
 from surgery.checkpoint.builder_arguments import plain_arguments
 from surgery.core.errors import SourceError
 from surgery.core.user_modules import import_user_modules
+from surgery.methods.planners.squeeze_options import MODES
 from surgery.planning.registry import methods
-from surgery.planning.request import MODES
 from surgery.training.recipe_errors import RecipeError, check_key, raises_recipe_errors
 from surgery.training.recipe_text import apply_override, read_recipe
 from surgery.vision.segmentation import View
@@ -260,7 +260,9 @@ class SurgerySettings:
         default=None,
         description="channels of a subset: one number, or one by name pattern; default: the network's own ratio",
     )
-    mode: Mode = Field(default="squeeze", description="where: in place of squeezes, or before spatial convolutions")
+    mode: Mode | None = Field(
+        default=None, description="where: in place of squeezes, or before spatial convolutions; default: the method's"
+    )
     calibrate: Whole = Field(
         default=0,
         ge=0,
@@ -433,14 +435,15 @@ class Recipe:
     def surgery_arguments(self) -> dict[str, Any]:
         """Of ``surgery.plan`` and ``surgery.convert``, but for the method."""
         wanted, side = self.surgery, self.data.image_size
-        return {"input_size": (3, side, side), "zeta": wanted.zeta, "mode": wanted.mode, **wanted.options}
+        named = {name: value for name in ("zeta", "mode") if (value := getattr(wanted, name)) is not None}
+        return {"input_size": (3, side, side), **named, **wanted.options}
 
     @property
     def title(self) -> str:
         """Of a plot: model, data set and conversion."""
         wanted, model = self.surgery, self.model
         ratio = "" if wanted.zeta is None else f", zeta = {wanted.zeta}"
-        mode = "" if wanted.mode == "squeeze" else f", mode {wanted.mode}"
+        mode = "" if wanted.mode in (None, "squeeze") else f", mode {wanted.mode}"
         return f"{model.checkpoint or model.name} on {self.data.name}, converted to {wanted.method}{mode}{ratio}"
 
     def to_dict(self) -> dict[str, Any]:

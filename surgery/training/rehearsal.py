@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import surgery
-from surgery.convert import carry_out
 from surgery.core.errors import NoSitesError
 from surgery.graph.skeleton import copied
 from surgery.training.block_distillation import distilled_blocks
@@ -63,9 +62,9 @@ def rehearse(accelerator: Accelerator, recipe: Recipe, data: DataSet, task: Task
     check_execution(accelerator, original.network, execution)
     network, method = original.network, recipe.surgery.method
     decided = surgery.plan(network, method, **recipe.surgery_arguments)
-    if not decided.edits:
+    if not decided.decisions:
         raise NoSitesError(f"{recipe.model.checkpoint or recipe.model.name}: {decided.notes[0]}\n{decided}")
-    converted = carry_out(decided, copied(network))
+    converted = decided.apply(copied(network))
     training, test = _batches(recipe, data)
     plain = replace(execution, compile=False)  # compiling takes a minute
     few = training[0][:FEW], training[1][:FEW]
