@@ -20,6 +20,7 @@ from surgery.deploy import formats
 from surgery.deploy.checking import TOLERANCE
 from surgery.methods.pix.layer import PiX
 from surgery.methods.pix.lowering import ComposedPiX, compose
+from surgery.methods.pix.ops import reference
 from surgery.vision.preprocessing import Preprocessing
 from tests.small_models import LooksAtValues, Net
 
@@ -142,7 +143,7 @@ def test_infinite_maps_stay_what_they_are():
         p = torch.rand(1, 4, 1, 1)
         composed = ComposedPiX(layer)
         composed._predict = lambda x, p=p: p
-        expected = surgery.layers.pix.reference.fuse(x, p.flatten(1), 0.5, "threshold", "max+avg", [1, 1], grouping)
+        expected = reference.fuse(x, p.flatten(1), reference.SiteSpec(grouping=grouping))
         torch.testing.assert_close(composed(x), expected)
 
 

@@ -21,7 +21,7 @@ class ComposedPiX(nn.Module):
 
     def __init__(self, pix: PiX) -> None:
         super().__init__()
-        self.subsets, self.stride, self.grouping = pix.out_channels, list(pix.stride), pix.grouping
+        self.subsets, self.stride, self.grouping = pix.out_channels, (pix.stride[0], pix.stride[1]), pix.grouping
         self.tau, self.fusion, self.operator, self.activation = pix.tau, pix.fusion, pix.operator, pix.activation
         self.weight = nn.Parameter(pix.effective_weight().detach(), requires_grad=False)
         self.bias, self.predictor_norm, self.input_norm = pix.bias, pix.predictor_norm, pix.input_norm

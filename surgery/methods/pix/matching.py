@@ -104,8 +104,8 @@ def _orders(decided: Plan, model: nn.Module, channels: Channels) -> dict[Group, 
         for reader in readers:
             if reader.free:
                 order = list(range(reader.outputs.width))
-                for place, row in zip(reader.kept, reader.row, strict=True):
-                    order[place] = reader.kept[row]
+                for channel, row in zip(reader.kept, reader.row, strict=True):
+                    order[channel] = reader.kept[row]
                 orders[reader.outputs] = order
     return orders
 
@@ -136,7 +136,7 @@ def _arranged(readers: list[_Reader]) -> np.ndarray:
     """
     order = np.arange(len(readers[0].subset))
     joined: list[_Reader] = []
-    for reader in sorted(readers, key=lambda each: len(each.kept)):
+    for reader in sorted(readers, key=lambda reader: len(reader.kept)):
         joined.append(reader)
         _settle(reader, order if len(joined) > 1 else None)
         order = _placed(joined)

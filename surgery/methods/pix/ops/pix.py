@@ -1,10 +1,10 @@
 """The operators of a PiX site, through torch.library.
 
-``surgery::pix`` is a whole site without gradient, ``surgery::pix_with_index`` the same in training (it keeps the place
-of each extreme, one byte per output value, so that the backward pass reads no x), ``surgery::pix_backward`` its
-gradient and ``surgery::pix_fuse`` the last step alone. Each runs on the kernels that `backend` has
-for the tensors at hand, else as the composition in `reference`; callers see only :func:`pix` and
-:func:`pix_fuse`.
+``surgery::pix`` is a whole site without gradient, ``surgery::pix_with_index`` the same in training (it keeps the
+position of each extreme, one byte per output value, so that the backward pass reads no x), ``surgery::pix_backward``
+its gradient and ``surgery::pix_fuse`` the last step alone. Their schemas take plain arguments, of which each operator
+makes one :class:`reference.SiteSpec`; nothing below passes them piecemeal. Each runs on the kernels that `backend` has
+for the tensors at hand, else as the composition in `reference`; callers see only :func:`pix` and :func:`pix_fuse`.
 """
 
 import contextlib
@@ -17,9 +17,11 @@ from torch.utils.flop_counter import register_flop_formula
 
 from surgery.methods.pix.ops import gradients, reference
 from surgery.methods.pix.ops.backend import has_kernels, kernels_for, register_kernels
+from surgery.methods.pix.ops.gradients import ForwardPass
+from surgery.methods.pix.ops.reference import SiteSpec, site_spec
 from surgery.methods.pix.ops.shapes import check_fusion, check_gradient, check_site
 
-INDEX_LIMIT = 256  # places in a subset that one byte can tell apart
+INDEX_LIMIT = 256  # positions in a subset that one byte can tell apart
 
 
 torch.library.define(
@@ -44,38 +46,27 @@ def _pix(
     grouping: str = "contiguous",
 ) -> tuple[Tensor, Tensor]:
     check_site(x, weight, bias, stride)
+    spec = site_spec(tau, fusion, operator, activation, stride, grouping)
     kernels = kernels_for(x, weight)
     if kernels is None:
-        return _compose(x, weight, bias, tau, fusion, operator, activation, stride, grouping)
-    y, p, _, _ = kernels.pix(x, weight, bias, tau, fusion, operator, activation, stride, grouping, False)
+        return _compose(x, weight, bias, spec)
+    y, p, _, _ = kernels.pix(x, weight, bias, spec, with_index=False)
     return y, p
 
 
-def _compose(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    tau: float,
-    fusion: str,
-    operator: str,
-    activation: str,
-    stride: list[int],
-    grouping: str,
-) -> tuple[Tensor, Tensor]:
+def _compose(x: Tensor, weight: Tensor, bias: Tensor | None, spec: SiteSpec) -> tuple[Tensor, Tensor]:
     """The site as plain PyTorch operators, differentiable any number of times."""
     with torch.autocast(x.device.type, enabled=False):
-        p = reference.predict(reference.describe(x), weight, bias, activation)
-        return _compose_fusion(x, p, tau, fusion, operator, stride, grouping), p
+        p = reference.predict(reference.describe(x), weight, bias, spec.activation)
+        return _compose_fusion(x, p, spec), p
 
 
-def _compose_fusion(
-    x: Tensor, p: Tensor, tau: float, fusion: str, operator: str, stride: list[int], grouping: str
-) -> Tensor:
+def _compose_fusion(x: Tensor, p: Tensor, spec: SiteSpec) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         if torch.jit.is_tracing():
             with _constant_channels():
-                return reference.fuse(x, p, tau, fusion, operator, stride, grouping)
-        y = reference.fuse(x, p, tau, fusion, operator, stride, grouping)
+                return reference.fuse(x, p, spec)
+        y = reference.fuse(x, p, spec)
         return y if _plain() else y.contiguous(memory_format=reference.layout(x))
 
 
@@ -104,15 +95,23 @@ def _pix_with_index(
     grouping: str = "contiguous",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     check_site(x, weight, bias, stride)
+    spec = site_spec(tau, "threshold", operator, activation, stride, grouping)
     kernels = kernels_for(x, weight)
     if kernels is not None:
-        return kernels.pix(x, weight, bias, tau, "threshold", operator, activation, stride, grouping, True)
+        return kernels.pix(x, weight, bias, spec, with_index=True)
+    return _compose_with_index(x, weight, bias, spec)
+
+
+def _compose_with_index(
+    x: Tensor, weight: Tensor, bias: Tensor | None, spec: SiteSpec
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, p, the descriptor and the position of each extreme, as plain PyTorch operators."""
     with torch.autocast(x.device.type, enabled=False):
         context = reference.describe(x)
-        p = reference.predict(context, weight, bias, activation)
-        y = reference.fuse(x, p, tau, "threshold", operator, stride, grouping)
-        groups, _ = reference.split_subsets(reference.strided(x, stride), p.shape[1], grouping)
-        index = reference.subset_extreme(groups, operator)[1].to(torch.uint8)
+        p = reference.predict(context, weight, bias, spec.activation)
+        y = reference.fuse(x, p, spec)
+        groups, _ = reference.split_subsets(reference.strided(x, spec.stride), p.shape[1], spec.grouping)
+        index = reference.subset_extreme(groups, spec.operator)[1].to(torch.uint8)
         form = reference.layout(x)
         return y.contiguous(memory_format=form), p, context, index.contiguous(memory_format=form)
 
@@ -133,12 +132,13 @@ def _pix_backward(
     grouping: str,
 ) -> tuple[Tensor, Tensor]:
     check_gradient(grad, y, p, index, weight, size)
+    forward = ForwardPass(y, p, index, weight, size)
+    spec = site_spec(tau, "threshold", operator, activation, stride, grouping)
     kernels = kernels_for(y, weight)
-    arguments = (tau, operator, activation, stride, grouping)
     if kernels is not None:
-        return kernels.pix_backward(grad, grad_p, y, p, index, weight, size, *arguments)
+        return kernels.pix_backward(grad, grad_p, forward, spec)
     with torch.autocast(y.device.type, enabled=False):
-        dx, dlogits = gradients.site_backward(grad, grad_p, y, p, index, weight, size, *arguments)
+        dx, dlogits = gradients.site_backward(grad, grad_p, forward, spec)
         return dx.contiguous(memory_format=reference.layout(y)), dlogits
 
 
@@ -147,12 +147,18 @@ def _pix_fuse(
     x: Tensor, p: Tensor, tau: float, fusion: str, operator: str, stride: list[int], grouping: str = "contiguous"
 ) -> Tensor:
     check_fusion(x, p, stride)
+    spec = _fusion_spec(tau, fusion, operator, stride, grouping)
     kernels = kernels_for(x, p)
     if kernels is not None:
-        return kernels.pix_fuse(x, p, tau, fusion, operator, stride, grouping)
+        return kernels.pix_fuse(x, p, spec)
     with torch.autocast(x.device.type, enabled=False):
-        y = reference.fuse(x, p, tau, fusion, operator, stride, grouping)
+        y = reference.fuse(x, p, spec)
         return y.contiguous(memory_format=reference.layout(x))
+
+
+def _fusion_spec(tau: float, fusion: str, operator: str, stride: Sequence[int], grouping: str) -> SiteSpec:
+    """The spec of a fusion alone, for which the activation has no say."""
+    return site_spec(tau, fusion, operator, "sigmoid", stride, grouping)
 
 
 def _empty_output(x: Tensor, subsets: int, stride: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -206,9 +212,10 @@ def _with_index_autograd(ctx, grad, grad_p, grad_context, _):  # type: ignore[no
             # a second derivative is wanted: all must carry its own dependence on x and the weights
             context = reference.describe(x)
             p = reference.predict(context, weight, bias, activation)
-            y = reference.fuse(x, p, tau, "threshold", operator, stride, grouping)
+            spec = site_spec(tau, "threshold", operator, activation, stride, grouping)
+            y = reference.fuse(x, p, spec)
             grad = torch.zeros_like(y) if grad is None else grad
-            dx, dlogits = gradients.site_backward(grad, grad_p, y, p, index, weight, size, *ctx.arguments)
+            dx, dlogits = gradients.site_backward(grad, grad_p, ForwardPass(y, p, index, weight, size), spec)
         else:
             y, ctx.y = ctx.y, None  # lest it outlives this pass
             if y is None or y._version != ctx.version:
@@ -229,7 +236,7 @@ def _fuse_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _fuse_autograd(ctx, grad):  # type: ignore[no-untyped-def]
     x, p = ctx.saved_tensors
     with torch.autocast(x.device.type, enabled=False):
-        dx, dp = gradients.fuse_backward(grad, x, p, *ctx.arguments)
+        dx, dp = gradients.fuse_backward(grad, x, p, _fusion_spec(*ctx.arguments))
     return dx, dp, None, None, None, None, None
 
 
@@ -286,14 +293,15 @@ def pix(
     trains = torch.is_grad_enabled() and (
         x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
-    if _plain() or not has_kernels(x.dtype, weight.dtype):
-        return _compose(x, weight, bias, tau, fusion, operator, activation, stride, grouping)
-    if not trains:  # the dispatcher's kernel takes no views with gaps
-        weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
-        return _PIX(x, weight, bias, tau, fusion, operator, activation, stride, grouping)
-    if fusion == "threshold" and x.shape[1] <= INDEX_LIMIT * weight.shape[0]:
+    composed = _plain() or not has_kernels(x.dtype, weight.dtype)
+    if composed or (trains and (fusion != "threshold" or x.shape[1] > INDEX_LIMIT * weight.shape[0])):
+        # not from site_spec's cache, through which torch.compile does not see
+        return _compose(x, weight, bias, SiteSpec(tau, fusion, operator, activation, (stride[0], stride[1]), grouping))
+    if trains:
         return _pix_with_index(x, weight, bias, tau, operator, activation, stride, grouping)[:2]
-    return _compose(x, weight, bias, tau, fusion, operator, activation, stride, grouping)
+    # the dispatcher's kernel takes no views with gaps
+    weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
+    return _PIX(x, weight, bias, tau, fusion, operator, activation, stride, grouping)
 
 
 def pix_fuse(
@@ -309,5 +317,7 @@ def pix_fuse(
     """The fusion alone, for a p of the caller's own: x (N, C, H, W), p (N, C_out) in [0, 1]; see :func:`pix`."""
     check_fusion(x, p, stride)
     x, stride = _to_autocast(x), list(stride)
-    fuse = _compose_fusion if _plain() else _pix_fuse
-    return fuse(x, p, tau, fusion, operator, stride, grouping)
+    if _plain():
+        spec = SiteSpec(tau, fusion, operator, stride=(stride[0], stride[1]), grouping=grouping)
+        return _compose_fusion(x, p, spec)
+    return _pix_fuse(x, p, tau, fusion, operator, stride, grouping)

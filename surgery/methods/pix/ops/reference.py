@@ -4,7 +4,10 @@ Source: Pick-or-Mix (PiX), Eq. 1-3, where ``zeta`` (C / C_out) input channels fo
 output channel ``i`` is ``p_i`` times one reduction of its subset.
 """
 
+import dataclasses
+import functools
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -21,6 +24,28 @@ FUSIONS = ("threshold", "weighted")
 OPERATORS = ("max+avg", "max", "avg", "min")
 ACTIVATIONS = ("sigmoid", "tanh")
 GROUPINGS = ("contiguous", "strided")
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteSpec:
+    """What a PiX site does, its tensors aside; :func:`surgery.methods.pix.ops.pix` says what each field means."""
+
+    tau: float = 0.5
+    fusion: str = "threshold"
+    operator: str = "max+avg"
+    activation: str = "sigmoid"
+    stride: tuple[int, int] = (1, 1)
+    grouping: str = "contiguous"
+
+
+def site_spec(
+    tau: float, fusion: str, operator: str, activation: str, stride: Sequence[int], grouping: str
+) -> SiteSpec:
+    """The spec of an operator's plain arguments; the same object for the same arguments, as every call asks for it."""
+    return _cached_spec(tau, fusion, operator, activation, (int(stride[0]), int(stride[1])), grouping)
+
+
+_cached_spec = functools.lru_cache(maxsize=4096)(SiteSpec)
 
 
 def split_subsets(x: Tensor, subsets: int, grouping: str = "contiguous") -> tuple[Tensor, Tensor | None]:
@@ -57,9 +82,9 @@ def subset_extreme(groups: Tensor, operator: str) -> tuple[Tensor, Tensor]:
     return values, index
 
 
-def strided(x: Tensor, stride: list[int]) -> Tensor:
+def strided(x: Tensor, stride: tuple[int, int]) -> Tensor:
     """The positions of ``x`` that a 1×1 convolution of this stride reads."""
-    return x if stride == [1, 1] else x[:, :, :: stride[0], :: stride[1]]
+    return x if stride == (1, 1) else x[:, :, :: stride[0], :: stride[1]]
 
 
 def activate(logits: Tensor, activation: str) -> Tensor:
@@ -67,9 +92,7 @@ def activate(logits: Tensor, activation: str) -> Tensor:
     return torch.sigmoid(logits) if activation == "sigmoid" else 0.5 * (1 + torch.tanh(logits))
 
 
-def fuse(
-    x: Tensor, p: Tensor, tau: float, fusion: str, operator: str, stride: list[int], grouping: str = "contiguous"
-) -> Tensor:
+def fuse(x: Tensor, p: Tensor, spec: SiteSpec) -> Tensor:
     """PiX Eq. 2 (``threshold``) or Eq. 3 (``weighted``).
 
     Args:
@@ -79,17 +102,17 @@ def fuse(
     Returns:
         (N, C_out, ⌈H / stride⌉, ⌈W / stride⌉) of x's dtype.
     """
-    groups, mask = split_subsets(strided(x, stride), p.shape[1], grouping)
-    if operator == "avg":
+    groups, mask = split_subsets(strided(x, spec.stride), p.shape[1], spec.grouping)
+    if spec.operator == "avg":
         return p[:, :, None, None].to(x.dtype) * subset_mean(groups, mask)
-    extreme = subset_extreme(groups, operator)[0]
+    extreme = subset_extreme(groups, spec.operator)[0]
     weight = p[:, :, None, None]
-    if operator != "max+avg":
+    if spec.operator != "max+avg":
         return weight.to(x.dtype) * extreme
     mean = subset_mean(groups, mask)
-    if fusion == "weighted":
+    if spec.fusion == "weighted":
         return weight.to(x.dtype) * extreme + (1 - weight).to(x.dtype) * mean
-    return weight.to(x.dtype) * torch.where(weight <= tau, extreme, mean)
+    return weight.to(x.dtype) * torch.where(weight <= spec.tau, extreme, mean)
 
 
 def describe(x: Tensor) -> Tensor:

@@ -1,3 +1,6 @@
+import dataclasses
+import inspect
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -262,3 +265,34 @@ def test_a_gradient_of_another_site_is_refused():
         torch.ops.surgery.pix_backward(
             y, p, y, p, index, weight, [8, 8], 0.5, "max+avg", "sigmoid", [1, 1], "contiguous"
         )
+
+
+def test_a_spec_is_one_frozen_value_per_set_of_options():
+    options = 0.3, "weighted", "max+avg", "tanh"
+    spec = reference.site_spec(*options, [2, 1], "strided")
+    assert spec is reference.site_spec(*options, (2, 1), "strided")
+    assert spec == reference.SiteSpec(*options, stride=(2, 1), grouping="strided")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        spec.tau = 0.5
+
+
+def test_kernels_of_all_devices_have_one_interface():
+    pytest.importorskip("triton")
+    from surgery.methods.pix.ops import cpu, triton_kernels
+
+    for name in ("pix", "pix_fuse", "pix_backward"):
+        parameters = [list(inspect.signature(getattr(module, name)).parameters) for module in (cpu, triton_kernels)]
+        assert parameters[0] == parameters[1]
+        assert "spec" in parameters[0]
+        assert len(parameters[0]) <= 5
+
+
+@pytest.mark.parametrize("options", [{"fusion": "weighted"}, {"grouping": "strided", "stride": (2, 2)}], ids=str)
+def test_options_are_seen_through_by_torch_compile(options):
+    """Without a break of the graph, where the operators take them and where the composition does."""
+    gradients = []
+    for run in (ops.pix, torch.compile(ops.pix, backend="aot_eager", fullgraph=True)):
+        leaves = [t.requires_grad_() for t in inputs(c=8, out=2)]
+        run(*leaves, **options)[0].square().sum().backward()
+        gradients.append([t.grad for t in leaves])
+    torch.testing.assert_close(*gradients)

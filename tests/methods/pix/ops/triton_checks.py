@@ -3,6 +3,7 @@
 Run by ``test_triton_kernels.py`` in a process of its own, as the interpreter is chosen when Triton is imported.
 """
 
+import dataclasses
 import itertools
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 
 from surgery.methods.pix import ops
 from surgery.methods.pix.ops import gradients, reference, triton_kernels
+from surgery.methods.pix.ops.gradients import ForwardPass
+from surgery.methods.pix.ops.reference import SiteSpec
 from surgery.methods.pix.ops.triton_kernels import fusing, pooling, site
 from tests.methods.pix.ops.loop_pix import loop_pix
 
@@ -17,6 +20,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ON_CUDA = pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 FORMS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+DEFAULT = SiteSpec()
 SHAPES = [(2, 16, 4, 3, 5), (1, 6, 3, 2, 2), (1, 7, 3, 5, 1), (1, 70, 70, 2, 2), (2, 12, 2, 1, 1), (1, 300, 2, 2, 2)]
 LARGE = [(3, 256, 64, 40, 40), (2, 512, 100, 7, 7), (1, 2048, 512, 7, 7), (5, 64, 64, 56, 56)]
 if DEVICE == "cuda":
@@ -43,34 +47,33 @@ def tensors(shape, dtype, form):
     return x.contiguous(memory_format=FORMS[form]), weight, bias
 
 
-def check(
-    x, weight, bias, stride=(1, 1), grouping="contiguous", fusion="threshold", operator="max+avg", activation="sigmoid"
-):
+def check(x, weight, bias, spec=DEFAULT):
     """Forward, index and backward against float64; max or mean is decided by the kernel's own rounded p."""
     tolerance = {"rtol": TOLERANCE[x.dtype], "atol": TOLERANCE[x.dtype], "equal_nan": True}
-    stride, with_index = list(stride), fusion == "threshold" and x.shape[1] <= 256 * weight.shape[0]
-    y, p, context, index = triton_kernels.pix(
-        x, weight, bias, 0.5, fusion, operator, activation, stride, grouping, with_index
-    )
+    with_index = spec.fusion == "threshold" and x.shape[1] <= 256 * weight.shape[0]
+    y, p, context, index = triton_kernels.pix(x, weight, bias, spec, with_index)
     wide = [None if t is None else t.double() for t in (context, weight, bias)]
     torch.testing.assert_close(context.double(), x.double().mean((2, 3)), rtol=1e-5, atol=1e-5, equal_nan=True)
-    torch.testing.assert_close(p.double(), reference.predict(*wide, activation), **tolerance)
-    expected = reference.fuse(x.double(), p.double(), 0.5, fusion, operator, stride, grouping)
-    torch.testing.assert_close(y.double(), expected, **tolerance)
+    torch.testing.assert_close(p.double(), reference.predict(*wide, spec.activation), **tolerance)
+    torch.testing.assert_close(y.double(), reference.fuse(x.double(), p.double(), spec), **tolerance)
     assert y.dtype == x.dtype
     assert y.stride() == y.contiguous(memory_format=reference.layout(x)).stride()
     if not with_index:
         return
-    groups, _ = reference.split_subsets(reference.strided(x, stride), len(weight), grouping)
-    torch.testing.assert_close(index.long(), reference.subset_extreme(groups, operator)[1])
-    if not torch.isfinite(y).all():
-        return
-    grad, grad_p, size = torch.randn_like(y), torch.randn_like(p), list(x.shape[2:])
-    given = (grad, grad_p, y, p, index, weight, size, 0.5, operator, activation, stride, grouping)
-    exact = [t.double() if torch.is_tensor(t) and t.is_floating_point() else t for t in given]
-    tolerance = {name: 4 * value for name, value in tolerance.items() if name != "equal_nan"}
-    for mine, theirs in zip(triton_kernels.pix_backward(*given), gradients.site_backward(*exact), strict=True):
-        torch.testing.assert_close(mine.double(), theirs, **tolerance)
+    groups, _ = reference.split_subsets(reference.strided(x, spec.stride), len(weight), spec.grouping)
+    torch.testing.assert_close(index.long(), reference.subset_extreme(groups, spec.operator)[1])
+    if torch.isfinite(y).all():
+        check_backward(ForwardPass(y, p, index, weight, list(x.shape[2:])), spec)
+
+
+def check_backward(forward, spec):
+    grads = torch.randn_like(forward.y), torch.randn_like(forward.p)
+    exact = {name: getattr(forward, name).double() for name in ("y", "p", "weight")}
+    computed = triton_kernels.pix_backward(*grads, forward, spec)
+    expected = gradients.site_backward(*(grad.double() for grad in grads), dataclasses.replace(forward, **exact), spec)
+    tolerance = 4 * TOLERANCE[forward.y.dtype]
+    for mine, theirs in zip(computed, expected, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -78,7 +81,7 @@ def check(
 def test_shapes_strides_and_groupings(shape, form):
     for dtype in TOLERANCE if DEVICE == "cuda" else [torch.float32]:
         for grouping, stride in itertools.product(reference.GROUPINGS, [(1, 1), (2, 3)]):
-            check(*tensors(shape, dtype, form), stride, grouping)
+            check(*tensors(shape, dtype, form), SiteSpec(stride=stride, grouping=grouping))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -88,10 +91,11 @@ def test_small_sites_in_one_launch(dtype, form, monkeypatch):
     monkeypatch.setattr(pooling, "means", None)  # it takes no part
     for shape, stride in itertools.product([*SHAPES[:3], SHAPES[4]], [(1, 1), (2, 1)]):
         for grouping in reference.GROUPINGS:
-            check(*tensors(shape, dtype, form), stride, grouping, activation="tanh")
+            spec = SiteSpec(activation="tanh", stride=stride, grouping=grouping)
+            check(*tensors(shape, dtype, form), spec)
         x, weight, _ = tensors(shape, dtype, form)
-        check(x, weight, None, stride, fusion="weighted")
-        check(x, weight, None, stride, operator="min")
+        check(x, weight, None, SiteSpec(fusion="weighted", stride=stride))
+        check(x, weight, None, SiteSpec(operator="min", stride=stride))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -104,10 +108,9 @@ def test_equals_the_loops(shape, grouping, form):
         ("weighted", "max+avg", (2, 1)),
         ("threshold", "min", (2, 2)),
     ]:
-        y = triton_kernels.pix(x, weight, bias, 0.5, fusion, operator, "sigmoid", stride, grouping, False)[0]
-        expected = loop_pix(
-            x.cpu(), weight[:, :, None, None].cpu(), bias.cpu(), 0.5, fusion, operator, "sigmoid", stride, grouping
-        )
+        spec = SiteSpec(fusion=fusion, operator=operator, stride=stride, grouping=grouping)
+        y = triton_kernels.pix(x, weight, bias, spec, with_index=False)[0]
+        expected = loop_pix(x.cpu(), weight[:, :, None, None].cpu(), bias.cpu(), **dataclasses.asdict(spec))
         torch.testing.assert_close(y.cpu(), expected)
 
 
@@ -120,17 +123,17 @@ def test_index_is_of_the_first_nan_or_the_first_of_equals(grouping, form):
         x.permute(0, 2, 3, 1)[torch.rand(shape[0], *shape[3:], shape[1]) > 0.8] = float("nan")
         x.permute(0, 2, 3, 1)[torch.rand(shape[0], *shape[3:], shape[1]) > 0.9] = float("-inf")
         for operator in ("max+avg", "min"):
-            check(x, torch.zeros_like(weight), bias, grouping=grouping, operator=operator)
+            check(x, torch.zeros_like(weight), bias, SiteSpec(operator=operator, grouping=grouping))
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_offsets_of_64_bits_give_the_same(form, monkeypatch):
     monkeypatch.setattr(site, "MARGIN", 2**31)  # as if every image were that large
-    site.site.cache_clear()
+    site.site_sizes.cache_clear()
     for grouping in reference.GROUPINGS:
-        check(*tensors(SHAPES[0], torch.float32, form), (2, 1), grouping)
-        check(*tensors(SHAPES[2], torch.float32, form), (1, 1), grouping)
-    site.site.cache_clear()
+        check(*tensors(SHAPES[0], torch.float32, form), SiteSpec(stride=(2, 1), grouping=grouping))
+        check(*tensors(SHAPES[2], torch.float32, form), SiteSpec(grouping=grouping))
+    site.site_sizes.cache_clear()
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -138,12 +141,10 @@ def test_weight_in_another_dtype_than_x(form):
     for x_dtype, weight_dtype in [(torch.bfloat16, torch.float32), (torch.float32, torch.float16)]:
         x = tensors(SHAPES[0], x_dtype, form)[0]
         _, weight, bias = tensors(SHAPES[0], weight_dtype, form)
-        y, p, context, _ = triton_kernels.pix(
-            x, weight, bias, 0.5, "threshold", "max+avg", "sigmoid", [1, 1], "contiguous", False
-        )
+        y, p, context, _ = triton_kernels.pix(x, weight, bias, SiteSpec(), with_index=False)
         assert (y.dtype, p.dtype, context.dtype) == (x_dtype, weight_dtype, torch.float32)
         torch.testing.assert_close(p, reference.predict(context, weight, bias, "sigmoid"), rtol=2e-3, atol=2e-3)
-        expected = reference.fuse(x.double(), p.double(), 0.5, "threshold", "max+avg", [1, 1])
+        expected = reference.fuse(x.double(), p.double(), SiteSpec())
         torch.testing.assert_close(y.double(), expected, rtol=1e-2, atol=1e-2)
 
 
@@ -151,11 +152,10 @@ def test_weight_in_another_dtype_than_x(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_dtypes_and_variants(form, dtype):
     for shape in SHAPES[1:3]:
-        given = tensors(shape, dtype, form)
-        check(*given, activation="tanh")
-        check(*given, fusion="weighted")
+        for option in ({"activation": "tanh"}, {"fusion": "weighted"}):
+            check(*tensors(shape, dtype, form), SiteSpec(**option))
         for operator in ("max", "avg", "min"):
-            check(*given, operator=operator)
+            check(*tensors(shape, dtype, form), SiteSpec(operator=operator))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -168,8 +168,8 @@ def test_special_values(fill, form):
         some.permute(0, 2, 3, 1)[torch.rand(shape[0], *shape[3:], shape[1]) > 0.7] = fill
         p = reference.activate(bias, "sigmoid").expand(shape[0], -1)
         for operator in reference.OPERATORS:
-            y = triton_kernels.pix_fuse(some, p, 0.5, "threshold", operator, [1, 1], "contiguous")
-            expected = reference.fuse(some.double(), p.double(), 0.5, "threshold", operator, [1, 1])
+            y = triton_kernels.pix_fuse(some, p, SiteSpec(operator=operator))
+            expected = reference.fuse(some.double(), p.double(), SiteSpec(operator=operator))
             torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
@@ -179,10 +179,10 @@ def test_p_exactly_tau_takes_the_max_and_the_first_of_equals(dtype):
     for tau in (0.5, 0.3):
         p = torch.full((1, 2), tau, dtype=dtype, device=DEVICE)
         x[:, 1::2] = 3
-        y = triton_kernels.pix_fuse(x, p, tau, "threshold", "max+avg", [1, 1], "contiguous")
+        y = triton_kernels.pix_fuse(x, p, SiteSpec(tau))
         torch.testing.assert_close(y, 3 * p[:, :, None, None].expand_as(y))
     weight = torch.zeros(2, 8, dtype=dtype, device=DEVICE)
-    *_, index = triton_kernels.pix(x, weight, None, 0.5, "threshold", "max+avg", "sigmoid", [1, 1], "contiguous", True)
+    *_, index = triton_kernels.pix(x, weight, None, SiteSpec(), with_index=True)
     assert (index == 1).all()
 
 
@@ -204,11 +204,9 @@ def test_nothing_is_written_outside_the_outputs(shape, form, monkeypatch):
     x, weight, bias = tensors(shape, torch.float32, form)
     with_index = shape[1] <= 256 * shape[2]
     monkeypatch.setattr(torch, "empty", guarded)
-    y, p, _, index = triton_kernels.pix(
-        x, weight, bias, 0.5, "threshold", "max+avg", "sigmoid", [2, 1], "contiguous", with_index
-    )
-    size = [x.shape[2], x.shape[3]]
-    triton_kernels.pix_backward(y, p, y, p, index, weight, size, 0.5, "max+avg", "sigmoid", [2, 1], "contiguous")
+    spec = SiteSpec(stride=(2, 1))
+    y, p, _, index = triton_kernels.pix(x, weight, bias, spec, with_index)
+    triton_kernels.pix_backward(y, p, ForwardPass(y, p, index, weight, list(x.shape[2:])), spec)
     monkeypatch.setattr(torch, "empty", plain)
     assert len(buffers) >= 5
     for buffer in buffers:
@@ -264,8 +262,8 @@ def test_captured_before_it_was_ever_measured():
 @ON_CUDA
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_runs_on_the_device_of_x():
-    given = [t.to("cuda:1") for t in tensors(SHAPES[0], torch.float32, "nhwc")]
-    check(*given)
+    moved = [t.to("cuda:1") for t in tensors(SHAPES[0], torch.float32, "nhwc")]
+    check(*moved)
 
 
 @ON_CUDA

@@ -12,8 +12,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from surgery.methods.pix.ops.reference import SiteSpec
 from surgery.methods.pix.ops.triton_kernels import fusing, planes, pooling, runs, spreading
-from surgery.methods.pix.ops.triton_kernels.site import ACCUMULATORS, decision, site
+from surgery.methods.pix.ops.triton_kernels.site import ACCUMULATORS, decision, site_sizes
 
 KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 FORMS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
@@ -25,36 +26,36 @@ MULTIPLES = "channels", "subsets", "plane", "pixels"
 def compiled(kernel, kind, arguments):
     """PTX for a site; arguments that are None or constexpr are compiled in, other numbers are told by 16 or not."""
     exact = "fp64" if kind == "fp64" else "fp32"
-    pointers = dict.fromkeys(("x", "y", "other", "grad", "dx", "weight", "bias", "given", "p"), kind)
+    pointers = dict.fromkeys(("x", "y", "other", "grad", "dx", "weight", "bias", "predicted", "p"), kind)
     pointers |= {"index": "u8"} | dict.fromkeys(("context", "base", "sums", "out"), exact)
     if kernel in (pooling._sum_tiles, pooling._sum_parts):
         pointers["rounded"] = kind
     signature, constants, hints = {}, {}, {}
-    for place, parameter in enumerate(kernel.params):
+    for position, parameter in enumerate(kernel.params):
         name = parameter.name
         value = arguments.get(name, 7)
         if parameter.is_constexpr or value is None or (value == 1 and not parameter.annotation):
             signature[name], constants[name] = "constexpr", value
         elif name in pointers:
             signature[name] = "*" + pointers[name]
-            hints[(place,)] = [["tt.divisibility", 16]]
+            hints[(position,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = parameter.annotation or "i32"
             if name in MULTIPLES and value % 16 == 0:
-                hints[(place,)] = [["tt.divisibility", 16]]
+                hints[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=hints)
     return triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
 
 
 def decided(kind, operator="max+avg", fusion="threshold"):
-    chosen = decision(0.5, fusion, operator, KINDS[kind], KINDS[kind])
+    chosen = decision(SiteSpec(fusion=fusion, operator=operator), KINDS[kind], KINDS[kind])
     return {**chosen.arguments, "MINIMUM": chosen.minimum}
 
 
 def widest(ptx, what):
     """Bits of the widest access to global memory."""
-    found = re.findall(rf"{what}\.global\S*?(?:\.v(\d))?\.b(\d+)", ptx)
-    return max(int(count or 1) * int(bits) for count, bits in found)
+    accesses = re.findall(rf"{what}\.global\S*?(?:\.v(\d))?\.b(\d+)", ptx)
+    return max(int(count or 1) * int(bits) for count, bits in accesses)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -70,10 +71,10 @@ def widest(ptx, what):
     ids=str,
 )
 def test_subset_kernels_compile(size, grouping, stride, kind, form):
-    where = site(size, 64, stride, grouping, FORMS[form])
-    module = runs if where.has_runs else planes
-    common = {**where.arguments, **where.run, "p": 7}
-    fuse, spread = (owner._RUNS if where.has_runs else owner._PLANES for owner in (fusing, spreading))
+    sizes = site_sizes(size, 64, SiteSpec(stride=stride, grouping=grouping), FORMS[form])
+    module = runs if sizes.has_runs else planes
+    common = {**sizes.arguments, **sizes.run, "p": 7}
+    fuse, spread = (owner._RUNS if sizes.has_runs else owner._PLANES for owner in (fusing, spreading))
     fuse_kernel, spread_kernel = (
         (module.fuse_runs, module.spread_runs)
         if module is runs
@@ -104,9 +105,9 @@ def test_subset_kernels_compile(size, grouping, stride, kind, form):
 @pytest.mark.parametrize("candidates", [fusing._PLANES, fusing._RUNS, spreading._PLANES, spreading._RUNS])
 def test_every_candidate_compiles(candidates):
     is_run = "KB" in candidates.kernel.arg_names
-    where = site((8, 256, 28, 28), 64, (1, 1), "contiguous", FORMS["nhwc" if is_run else "nchw"])
+    sizes = site_sizes((8, 256, 28, 28), 64, SiteSpec(), FORMS["nhwc" if is_run else "nchw"])
     for config in candidates.tuned.configs:
-        chosen = {**where.arguments, **where.run, **decided("bf16"), "ACTIVATION": "tanh", "REVERSED": True}
+        chosen = {**sizes.arguments, **sizes.run, **decided("bf16"), "ACTIVATION": "tanh", "REVERSED": True}
         assert compiled(candidates.kernel, "bf16", {**chosen, **config.kwargs})
 
 
@@ -116,14 +117,14 @@ def test_sums_and_small_sites_compile(kind, form):
     last = form == "nhwc"
     exact = ACCUMULATORS[torch.float64 if kind == "fp64" else torch.float32]
     for other, rounded in [(None, 7), (7, None)]:
-        across, along, *_ = pooling.cuts(8, 256, 784, last)
+        across, along, *_ = pooling.cuts(pooling.Maps(8, 256, 784, last))
         size = {"channels": 256, "pixels": 784, "CHANNELS_LAST": last, "ALIGN": 16, "WIDE": False, "ACC": exact}
         arguments = {**size, "BLOCK_C": across, "BLOCK_P": along, "other": other, "rounded": rounded}
         assert widest(compiled(pooling._sum_tiles, kind, arguments), "ld") == 128
         assert compiled(pooling._sum_parts, kind, {"BLOCK": 128, "ACC": exact, "rounded": rounded})
     for bias, index in itertools.product((None, 7), repeat=2):
-        where = site((8, 64, 8, 8), 16, (1, 1), "contiguous", FORMS[form])
+        sizes = site_sizes((8, 64, 8, 8), 16, SiteSpec(), FORMS[form])
         blocks = {"BLOCK_C": 64, "BLOCK_O": 16, "BLOCK_Q": 64, "BLOCK_P": 64, "ACTIVATION": "sigmoid"}
         assert compiled(
-            planes.fuse_small, kind, {**where.arguments, **decided(kind), **blocks, "bias": bias, "index": index}
+            planes.fuse_small, kind, {**sizes.arguments, **decided(kind), **blocks, "bias": bias, "index": index}
         )

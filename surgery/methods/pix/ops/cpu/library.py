@@ -6,19 +6,21 @@ thread pool is used (``torch_parallel_for``, part of its stable C interface), wh
 """
 
 import ctypes
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from surgery.methods.pix.ops.reference import SiteSpec
+
 _CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_SINGLE = {"max+avg": 0, "avg": 2}  # else 1: an extreme alone
 _ISAS = ("avx512", "avx2", "baseline")
 _INTERFACE = 1000
 FOLDER = Path(__file__).parent
 
 
-class Site(ctypes.Structure):
+class PixSite(ctypes.Structure):
     """``PixSite`` of site.h, field by field."""
 
     _fields_ = (
@@ -35,50 +37,40 @@ class Site(ctypes.Structure):
     )
 
 
-def site(
-    x: Tensor,
-    weight: Tensor,
-    size: tuple[int, ...],
-    stride: Sequence[int],
-    form: torch.memory_format,
-    tau: float,
-    fusion: str,
-    operator: str,
-    activation: str,
-    grouping: str,
-) -> Site:
-    """Describe a call; ``size`` is (N, C, C_out, H, W) of the site's input."""
+def describe(
+    size: tuple[int, ...], spec: SiteSpec, form: torch.memory_format, x: torch.dtype, weight: torch.dtype
+) -> PixSite:
+    """Describe a call on x and a weight of these dtypes; ``size`` is (N, C, C_out, H, W) of the site's input."""
     n, channels, subsets, h, w = size
-    # one pixel: both layouts are the same memory, and the vectors run along the channels
-    last = form == torch.channels_last or h * w == 1
-    return Site(
+    return PixSite(
         n,
         channels,
         subsets,
         h,
         w,
-        -(-h // stride[0]),
-        -(-w // stride[1]),
-        *stride,
+        -(-h // spec.stride[0]),
+        -(-w // spec.stride[1]),
+        *spec.stride,
         torch.get_num_threads(),
-        last,
-        grouping == "strided",
-        operator == "min",
-        fusion == "weighted",
-        0 if operator == "max+avg" else 2 if operator == "avg" else 1,
-        activation == "tanh",
-        _CODES[x.dtype],
-        _CODES[weight.dtype],
-        tau,
+        # one pixel: both layouts are the same memory, and the vectors run along the channels
+        form == torch.channels_last or h * w == 1,
+        spec.grouping == "strided",
+        spec.operator == "min",
+        spec.fusion == "weighted",
+        _SINGLE.get(spec.operator, 1),
+        spec.activation == "tanh",
+        _CODES[x],
+        _CODES[weight],
+        spec.tau,
         _PARALLEL_FOR,
     )
 
 
-def call(name: str, description: Site, *tensors: Tensor | None) -> None:
+def call(name: str, site: PixSite, *tensors: Tensor | None) -> None:
     """Call a kernel on tensors' memory; raises RuntimeError for types that it does not take."""
     pointers = [None if t is None else ctypes.c_void_p(t.data_ptr()) for t in tensors]
-    if getattr(LIBRARY, name)(ctypes.byref(description), *pointers) != 0:
-        raise RuntimeError(f"{name} has no kernel for types {description.x_type} and {description.weight_type}")
+    if getattr(LIBRARY, name)(ctypes.byref(site), *pointers) != 0:
+        raise RuntimeError(f"{name} has no kernel for types {site.x_type} and {site.weight_type}")
 
 
 def _load() -> tuple[ctypes.CDLL | None, str, str]:
@@ -91,7 +83,7 @@ def _load() -> tuple[ctypes.CDLL | None, str, str]:
             try:
                 library = ctypes.CDLL(str(path))
                 library.pix_interface.restype = ctypes.c_int64
-                if library.pix_interface() == _INTERFACE + ctypes.sizeof(Site):
+                if library.pix_interface() == _INTERFACE + ctypes.sizeof(PixSite):
                     return library, isa, ""
                 reason = f"{path.name} was built from another version of surgery"
             except (OSError, AttributeError) as error:

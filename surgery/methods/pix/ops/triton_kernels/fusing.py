@@ -1,5 +1,6 @@
 """The fusion of x with p, on the host: which kernel, and its launch."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from surgery.methods.pix.ops.triton_kernels import planes, runs
 from surgery.methods.pix.ops.triton_kernels.launching import KEY, Grid, Tuned, tiles
-from surgery.methods.pix.ops.triton_kernels.site import Decision, Site
+from surgery.methods.pix.ops.triton_kernels.site import Decision, SiteSizes
 
 SMALL = 8192  # elements of one image, and of the weight, up to which one program does all: they fit its registers
 _PLANES = Tuned(
@@ -25,82 +26,75 @@ _RUNS = Tuned(
 )
 
 
-def fuse(
-    site: Site,
-    decision: Decision,
-    x: Tensor,
-    given: Tensor,
-    y: Tensor,
-    index: Tensor | None = None,
-    p: Tensor | None = None,
-    activation: str = "none",
-) -> None:
-    """y, and index where wanted, from x and p `given`; or from its logits, with p as another output."""
-    kernel = _RUNS if site.has_runs else _PLANES
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outputs:
+    """What the launches of a forward pass write."""
+
+    y: Tensor
+    index: Tensor | None = None  # of each extreme, where wanted
+    p: Tensor | None = None  # None: the caller has it
+    context: Tensor | None = None  # the descriptor, where pooled
+
+
+def fuse(sizes: SiteSizes, decision: Decision, x: Tensor, predicted: Tensor, outputs: Outputs) -> None:
+    """y, and index where wanted, from x and p; where p is an output too, what is ``predicted`` are its logits."""
+    kernel = _RUNS if sizes.has_runs else _PLANES
+    predicts = outputs.p is not None
     kernel(
-        grid(site, site.pixels),
+        grid(sizes, sizes.pixels),
         x=x,
-        given=given,
-        y=y,
-        index=index,
-        p=p,
-        pixel_bucket=site.buckets[0],
-        subset_bucket=site.buckets[1],
+        predicted=predicted,
+        y=outputs.y,
+        index=outputs.index,
+        p=outputs.p,
+        pixel_bucket=sizes.buckets[0],
+        subset_bucket=sizes.buckets[1],
         MINIMUM=decision.minimum,
-        ACTIVATION=activation,
-        REVERSED=p is not None,  # after the pooling pass over x
-        **site.arguments,
+        ACTIVATION=decision.activation if predicts else "none",
+        REVERSED=predicts,  # after the pooling pass over x
+        **sizes.arguments,
         **decision.arguments,
-        **site.run,
+        **sizes.run,
     )
 
 
-def grid(site: Site, pixels: int) -> Grid:
+def grid(sizes: SiteSizes, pixels: int) -> Grid:
     """Programs over images, subsets and so many pixels."""
 
     def programs(meta: Mapping[str, Any]) -> tuple[int, ...]:
-        subsets = meta["LANES"] // meta["KB"] if site.has_runs else meta["BLOCK_O"]
-        return (site.images * triton.cdiv(site.subsets, subsets) * triton.cdiv(pixels, meta["BLOCK_P"]),)
+        subsets = meta["LANES"] // meta["KB"] if sizes.has_runs else meta["BLOCK_O"]
+        return (sizes.images * triton.cdiv(sizes.subsets, subsets) * triton.cdiv(pixels, meta["BLOCK_P"]),)
 
     return programs
 
 
-def is_small(site: Site) -> bool:
+def is_small(sizes: SiteSizes) -> bool:
     """Whether one program per image pools, predicts and fuses. The batch has no say: an image's result is its own."""
-    channels, subsets, plane = (triton.next_power_of_2(v) for v in (site.channels, site.subsets, site.plane))
+    channels, subsets, plane = (triton.next_power_of_2(v) for v in (sizes.channels, sizes.subsets, sizes.plane))
     return channels * max(subsets, plane) <= SMALL
 
 
 def small_site(
-    site: Site,
-    decision: Decision,
-    activation: str,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    y: Tensor,
-    p: Tensor,
-    context: Tensor,
-    index: Tensor | None,
+    sizes: SiteSizes, decision: Decision, x: Tensor, weight: Tensor, bias: Tensor | None, outputs: Outputs
 ) -> None:
-    """The whole site in one launch: y, p, context and, where wanted, index from x."""
+    """The whole site in one launch: all outputs from x."""
     blocks = {
-        "BLOCK_C": triton.next_power_of_2(site.channels),
-        "BLOCK_O": triton.next_power_of_2(site.subsets),
-        "BLOCK_Q": triton.next_power_of_2(site.plane),
-        "BLOCK_P": triton.next_power_of_2(site.pixels),
+        "BLOCK_C": triton.next_power_of_2(sizes.channels),
+        "BLOCK_O": triton.next_power_of_2(sizes.subsets),
+        "BLOCK_Q": triton.next_power_of_2(sizes.plane),
+        "BLOCK_P": triton.next_power_of_2(sizes.pixels),
     }
-    planes.fuse_small[(site.images,)](
+    planes.fuse_small[(sizes.images,)](
         x=x,
         weight=weight,
         bias=bias,
-        y=y,
-        p=p,
-        context=context,
-        index=index,
+        y=outputs.y,
+        p=outputs.p,
+        context=outputs.context,
+        index=outputs.index,
         MINIMUM=decision.minimum,
-        ACTIVATION=activation,
-        **site.arguments,
+        ACTIVATION=decision.activation,
+        **sizes.arguments,
         **decision.arguments,
         **blocks,
         num_warps=8 if blocks["BLOCK_C"] * blocks["BLOCK_Q"] > 2048 else 4,

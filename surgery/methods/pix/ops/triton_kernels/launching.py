@@ -30,7 +30,7 @@ class Tuned:
         self.kernel, self.key = kernel, tuple(key)
         self.default = small if interpreted else candidates[0]
         self.tuned = triton.autotune([small] if interpreted else list(candidates), key=list(key))(kernel)
-        self.known: set[tuple[Any, ...]] = set()
+        self.measured: set[tuple[Any, ...]] = set()
 
     def __call__(self, grid: Grid, **arguments: Any) -> None:
         """Launch with keyword arguments alone."""
@@ -38,8 +38,8 @@ class Tuned:
             *(arguments[name] for name in self.key),
             *(value.dtype for value in arguments.values() if isinstance(value, torch.Tensor)),
         )
-        if kind not in self.known and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        if kind not in self.measured and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             self.kernel[grid](**arguments, **self.default.all_kwargs())
             return
         self.tuned[grid](**arguments)
-        self.known.add(kind)
+        self.measured.add(kind)

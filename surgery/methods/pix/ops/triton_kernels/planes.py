@@ -25,7 +25,7 @@ from surgery.methods.pix.ops.triton_kernels.subsets import (
 @triton.jit(do_not_specialize=["pixel_bucket", "subset_bucket"])
 def fuse_planes(
     x,
-    given,
+    predicted,
     y,
     index,
     p,
@@ -58,7 +58,7 @@ def fuse_planes(
     """y of BLOCK_O subsets at BLOCK_P pixels of an image, one channel of each subset at a time."""
     image, first_o, first_q = tile(subsets, pixels, BLOCK_O, BLOCK_P, CHANNELS_LAST, REVERSED)
     o, q = first_o + tl.arange(0, BLOCK_O), first_q + tl.arange(0, BLOCK_P)
-    value = probabilities(given, p, image * subsets + o, o < subsets, first_q == 0, ACTIVATION, ACC)
+    value = probabilities(predicted, p, image * subsets + o, o < subsets, first_q == 0, ACTIVATION, ACC)
     _fuse_tile(
         x,
         y,
@@ -118,8 +118,8 @@ def _fuse_tile(
     MINIMUM: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """y of subsets o of an image at pixels q, and the places of the extremes, from p of subsets o."""
-    there = (o < subsets)[:, None] & (q < pixels)[None, :]
+    """y of subsets o of an image at pixels q, and the positions of the extremes, from p of subsets o."""
+    inside = (o < subsets)[:, None] & (q < pixels)[None, :]
     first, size = members(o, channels, subsets, K, EVEN, STRIDED)
     pixel = source(q, width, out_width, stride_h, stride_w, UNIT_STRIDE)
     if WIDE:
@@ -135,12 +135,12 @@ def _fuse_tile(
         step = tl.cast(step, tl.int64)
     size = size[:, None]
     start = x + image * channels * plane
-    best, place, total = reduced(start, offset, size, step, there, K, EVEN, MODE, MINIMUM, index is not None, ACC)
+    best, position, total = reduced(start, offset, size, step, inside, K, EVEN, MODE, MINIMUM, index is not None, ACC)
     out += image * subsets * pixels
     result = fused(best, total, size.to(ACC), p[:, None], tau, MODE)
-    tl.store(y + out, result.to(y.dtype.element_ty), mask=there)
+    tl.store(y + out, result.to(y.dtype.element_ty), mask=inside)
     if index is not None:
-        tl.store(index + out, place.to(tl.uint8), mask=there)
+        tl.store(index + out, position.to(tl.uint8), mask=inside)
 
 
 @triton.jit
@@ -261,7 +261,7 @@ def spread_planes(
     image, first_o, first_q = tile(subsets, plane, BLOCK_O, BLOCK_P, CHANNELS_LAST, False)
     o, q = first_o + tl.arange(0, BLOCK_O), first_q + tl.arange(0, BLOCK_P)
     mine = o < subsets
-    there = mine[:, None] & (q < plane)[None, :]
+    inside = mine[:, None] & (q < plane)[None, :]
     prob = tl.load(p + image * subsets + o, mask=mine, other=0).to(ACC)
     takes = takes_extreme(prob, tau, MODE)[:, None]
     first, size = members(o, channels, subsets, K, EVEN, STRIDED)
@@ -284,14 +284,14 @@ def spread_planes(
     if WIDE:
         step = tl.cast(step, tl.int64)
     of_grad += image * subsets * pixels
-    known = there & read[None, :]
-    given = tl.where(known, tl.load(grad + of_grad, mask=known, other=0).to(ACC) * factor, 0)
-    share, place = given, tl.full(given.shape, -1, tl.int32)
+    has_grad = inside & read[None, :]
+    scaled = tl.where(has_grad, tl.load(grad + of_grad, mask=has_grad, other=0).to(ACC) * factor, 0)
+    share, position = scaled, tl.full(scaled.shape, -1, tl.int32)
     if MODE != "mean":
-        place = tl.where(takes, tl.load(index + of_grad, mask=known, other=0).to(tl.int32), place)
-        share = tl.where(takes, 0, given)
+        position = tl.where(takes, tl.load(index + of_grad, mask=has_grad, other=0).to(tl.int32), position)
+        share = tl.where(takes, 0, scaled)
     out = dx + image * channels * plane
     for k in range(0, K):
         has = mine if EVEN else mine & (k < size)
-        value = tl.where(place == k, given, share) + tl.load(of_base + next_base * k, mask=has, other=0)[:, None]
-        tl.store(out + offset + step * k, value.to(dx.dtype.element_ty), mask=there & has[:, None])
+        value = tl.where(position == k, scaled, share) + tl.load(of_base + next_base * k, mask=has, other=0)[:, None]
+        tl.store(out + offset + step * k, value.to(dx.dtype.element_ty), mask=inside & has[:, None])

@@ -5,80 +5,84 @@ launch. Where the cuts are depends on sizes alone, not on the device, so that re
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls
+import dataclasses
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from surgery.methods.pix.ops.triton_kernels.site import ACCUMULATORS, Site, alignment, is_wide
+from surgery.methods.pix.ops.triton_kernels.site import ACCUMULATORS, SiteSizes, alignment, is_wide
 from surgery.methods.pix.ops.triton_kernels.subsets import aligned, tile
 
 TILE = 4096  # elements that a program holds
 LANES = 1024, 128  # of them along the contiguous dimension at most: pixels, or channels in channels_last
 PROGRAMS = 1024  # so many fill any device
+PART_BLOCK = 128  # rows whose parts a program adds
 
 
-def means(site: Site, x: Tensor, context: Tensor, rounded: Tensor) -> None:
+@dataclasses.dataclass(frozen=True)
+class Maps:
+    """Sizes and layout of the maps that are summed."""
+
+    images: int
+    channels: int
+    pixels: int
+    channels_last: bool
+
+
+def means(sizes: SiteSizes, x: Tensor, context: Tensor, rounded: Tensor) -> None:
     """The descriptor (N, C) of x, and the same rounded to another dtype (may be the same tensor)."""
-    other = None if rounded is context else rounded
-    _sums(x, None, context, other, (site.images, site.channels, site.plane), site.plane, site.channels_last)
+    maps = Maps(sizes.images, sizes.channels, sizes.plane, sizes.channels_last)
+    _sums(x, None, context, None if rounded is context else rounded, maps, sizes.plane)
 
 
-def products(site: Site, grad: Tensor, y: Tensor, total: Tensor) -> None:
+def products(sizes: SiteSizes, grad: Tensor, y: Tensor, total: Tensor) -> None:
     """Σ grad · y over pixels: (N, C_out)."""
-    _sums(grad, y, total, None, (site.images, site.subsets, site.pixels), 1, site.channels_last)
+    _sums(grad, y, total, None, Maps(sizes.images, sizes.subsets, sizes.pixels, sizes.channels_last), 1)
 
 
-def cuts(maps: int, channels: int, pixels: int, channels_last: bool) -> tuple[int, int, int, int]:
+def cuts(maps: Maps) -> tuple[int, int, int, int]:
     """Channels and pixels of a tile, tiles that a program adds up, and parts that a map is cut into."""
-    if channels_last:
-        across = min(triton.next_power_of_2(channels), LANES[1])
-        along = min(triton.next_power_of_2(pixels), TILE // across)
+    if maps.channels_last:
+        across = min(triton.next_power_of_2(maps.channels), LANES[1])
+        along = min(triton.next_power_of_2(maps.pixels), TILE // across)
     else:
-        along = min(triton.next_power_of_2(pixels), LANES[0])
-        across = min(triton.next_power_of_2(channels), TILE // along)
-    tiles = triton.cdiv(pixels, along)
-    wanted = triton.cdiv(PROGRAMS, maps * triton.cdiv(channels, across))
+        along = min(triton.next_power_of_2(maps.pixels), LANES[0])
+        across = min(triton.next_power_of_2(maps.channels), TILE // along)
+    tiles = triton.cdiv(maps.pixels, along)
+    wanted = triton.cdiv(PROGRAMS, maps.images * triton.cdiv(maps.channels, across))
     steps = triton.cdiv(tiles, min(tiles, wanted))
     return across, along, steps, triton.cdiv(tiles, steps)
 
 
-def _sums(
-    x: Tensor,
-    other: Tensor | None,
-    out: Tensor,
-    rounded: Tensor | None,
-    size: tuple[int, int, int],
-    count: int,
-    channels_last: bool,
-) -> None:
-    """Σ over pixels of x (times other), divided by count, for `size` = (images, channels, pixels)."""
-    images, channels, pixels = size
-    across, along, steps, parts = cuts(images, channels, pixels, channels_last)
-    sums = out if parts == 1 else torch.empty((parts, images, channels), dtype=out.dtype, device=out.device)
-    _sum_tiles[(images * triton.cdiv(channels, across) * parts,)](
+def _sums(x: Tensor, other: Tensor | None, out: Tensor, rounded: Tensor | None, maps: Maps, count: int) -> None:
+    """Σ over pixels of x (times other), divided by count: out (images, channels), and the same rounded."""
+    rows = maps.images * maps.channels
+    across, along, steps, parts = cuts(maps)
+    sums = out if parts == 1 else torch.empty((parts, *out.shape), dtype=out.dtype, device=out.device)
+    accumulator = ACCUMULATORS[out.dtype]
+    _sum_tiles[(maps.images * triton.cdiv(maps.channels, across) * parts,)](
         x,
         other,
         sums,
         rounded if parts == 1 else None,
-        images,
-        channels,
-        pixels,
+        maps.images,
+        maps.channels,
+        maps.pixels,
         steps,
         count if parts == 1 else 1,
-        CHANNELS_LAST=channels_last,
-        ALIGN=alignment(channels if channels_last else pixels),
-        WIDE=is_wide(channels, pixels),
+        CHANNELS_LAST=maps.channels_last,
+        ALIGN=alignment(maps.channels if maps.channels_last else maps.pixels),
+        WIDE=is_wide(maps.channels, maps.pixels),
         BLOCK_C=across,
         BLOCK_P=along,
-        ACC=ACCUMULATORS[out.dtype],
+        ACC=accumulator,
         num_warps=4,
     )
     if parts > 1:
-        block = 128
-        _sum_parts[(triton.cdiv(images * channels, block),)](
-            sums, out, rounded, images * channels, parts, count, BLOCK=block, ACC=ACCUMULATORS[out.dtype], num_warps=4
-        )
+        grid, block = (triton.cdiv(rows, PART_BLOCK),), {"BLOCK": PART_BLOCK, "ACC": accumulator, "num_warps": 4}
+        _sum_parts[grid](sums, out, rounded, rows, parts, count, **block)
 
 
 @triton.jit
@@ -113,19 +117,19 @@ def _sum_tiles(
     start = image * channels * pixels
     total = tl.zeros((BLOCK_C, BLOCK_P), ACC)
     for _ in range(steps):
-        there = (c < channels)[:, None] & (q < pixels)[None, :]
+        inside = (c < channels)[:, None] & (q < pixels)[None, :]
         offset = (c * of_channel)[:, None] + (q * of_pixel)[None, :]
-        value = tl.load(x + start + offset, mask=there, other=0).to(ACC)
+        value = tl.load(x + start + offset, mask=inside, other=0).to(ACC)
         if other is not None:
-            value *= tl.load(other + start + offset, mask=there, other=0).to(ACC)
+            value *= tl.load(other + start + offset, mask=inside, other=0).to(ACC)
         total += value
         q += BLOCK_P
     result = tl.sum(total, axis=1) / count
     part = first_q // (BLOCK_P * steps)
-    place = (part * images + image) * channels + c
-    tl.store(out + place, result, mask=c < channels)
+    row = (part * images + image) * channels + c
+    tl.store(out + row, result, mask=c < channels)
     if rounded is not None:
-        tl.store(rounded + place, result.to(rounded.dtype.element_ty), mask=c < channels)
+        tl.store(rounded + row, result.to(rounded.dtype.element_ty), mask=c < channels)
 
 
 @triton.jit

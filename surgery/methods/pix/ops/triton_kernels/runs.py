@@ -26,7 +26,7 @@ from surgery.methods.pix.ops.triton_kernels.subsets import (
 @triton.jit(do_not_specialize=["pixel_bucket", "subset_bucket"])
 def fuse_runs(
     x,
-    given,
+    predicted,
     y,
     index,
     p,
@@ -61,58 +61,58 @@ def fuse_runs(
     BLOCK_O: tl.constexpr = LANES // KB
     image, first_o, first_q = tile(subsets, pixels, BLOCK_O, BLOCK_P, True, REVERSED)
     o, q = first_o + tl.arange(0, BLOCK_O), first_q + tl.arange(0, BLOCK_P)
-    prob = probabilities(given, p, image * subsets + o, o < subsets, first_q == 0, ACTIVATION, ACC)[None, :]
+    prob = probabilities(predicted, p, image * subsets + o, o < subsets, first_q == 0, ACTIVATION, ACC)[None, :]
     pixel = source(q, width, out_width, stride_h, stride_w, UNIT_STRIDE)
     if WIDE:
         pixel, q = pixel.to(tl.int64), q.to(tl.int64)
     channels, subsets = aligned(channels, ALIGN), aligned(subsets, ALIGN)
     rows = x + image * channels * plane + pixel * channels
-    inside, there = q < pixels, o < subsets
+    in_map, in_site = q < pixels, o < subsets
     first, size = members(o, channels, subsets, K, EVEN, False)
     if EVEN and K == KB:
         lane = first_o * K + tl.arange(0, LANES)
-        value = tl.load(rows[:, None] + lane[None, :], mask=inside[:, None] & (lane < channels)[None, :], other=0)
+        value = tl.load(rows[:, None] + lane[None, :], mask=in_map[:, None] & (lane < channels)[None, :], other=0)
         value = tl.reshape(value.to(ACC), (BLOCK_P, BLOCK_O, K))
         everywhere = tl.full((BLOCK_P, BLOCK_O, K), 1, tl.int1)
-        best, place, total = _along_runs(value, everywhere, MODE, MINIMUM, index is not None)
+        best, position, total = _along_runs(value, everywhere, MODE, MINIMUM, index is not None)
     else:
         best = tl.full((BLOCK_P, BLOCK_O), float("inf") if MINIMUM else float("-inf"), ACC)
-        place, total = tl.zeros((BLOCK_P, BLOCK_O), tl.int32), tl.zeros((BLOCK_P, BLOCK_O), ACC)
+        position, total = tl.zeros((BLOCK_P, BLOCK_O), tl.int32), tl.zeros((BLOCK_P, BLOCK_O), ACC)
         for start in range(0, K, KB):
             k = start + tl.arange(0, KB)
-            mine = there[:, None] & (k[None, :] < size[:, None])
-            mask = inside[:, None, None] & mine[None, :, :]
+            mine = in_site[:, None] & (k[None, :] < size[:, None])
+            mask = in_map[:, None, None] & mine[None, :, :]
             offset = first[:, None] + k[None, :]
             value = tl.load(rows[:, None, None] + offset[None, :, :], mask=mask, other=0).to(ACC)
-            run_best, run_place, run_total = _along_runs(value, mask, MODE, MINIMUM, index is not None)
+            run_best, run_position, run_total = _along_runs(value, mask, MODE, MINIMUM, index is not None)
             total += run_total
             if index is not None:
-                place = tl.where(larger(run_best, best, MINIMUM), start + run_place, place)
+                position = tl.where(larger(run_best, best, MINIMUM), start + run_position, position)
             best = extreme_of(run_best, best, MINIMUM)
     result = fused(best, total, size[None, :].to(ACC), prob, tau, MODE)
     out = image * subsets * pixels + (q * subsets)[:, None] + o[None, :]
-    mask = inside[:, None] & there[None, :]
+    mask = in_map[:, None] & in_site[None, :]
     tl.store(y + out, result.to(y.dtype.element_ty), mask=mask)
     if index is not None:
-        tl.store(index + out, place.to(tl.uint8), mask=mask)
+        tl.store(index + out, position.to(tl.uint8), mask=mask)
 
 
 @triton.jit
-def _along_runs(value, there, MODE: tl.constexpr, MINIMUM: tl.constexpr, INDEXED: tl.constexpr):
-    """Extreme, its first place and sum of value (P, O, K), 0 where not there, along K."""
+def _along_runs(value, mask, MODE: tl.constexpr, MINIMUM: tl.constexpr, INDEXED: tl.constexpr):
+    """Extreme, its first position and sum of value (P, O, K), 0 outside the mask, along K."""
     total = tl.sum(value, axis=2)
-    best, place = total, tl.zeros(total.shape, tl.int32)
+    best, position = total, tl.zeros(total.shape, tl.int32)
     if INDEXED or MODE != "mean":
         if MINIMUM:
-            best = tl.reduce(tl.where(there, value, float("inf")), 2, smallest)
+            best = tl.reduce(tl.where(mask, value, float("inf")), 2, smallest)
         else:
-            best = tl.reduce(tl.where(there, value, float("-inf")), 2, largest)
+            best = tl.reduce(tl.where(mask, value, float("-inf")), 2, largest)
     if INDEXED:
         k = tl.arange(0, value.shape[2])[None, None, :]
         # there is a NaN only where the extreme is one
-        is_best = ((value == best[:, :, None]) | (value != value)) & there  # noqa: PLR0124
-        place = tl.min(tl.where(is_best, k, value.shape[2]), axis=2)
-    return best, place, total
+        is_best = ((value == best[:, :, None]) | (value != value)) & mask  # noqa: PLR0124
+        position = tl.min(tl.where(is_best, k, value.shape[2]), axis=2)
+    return best, position, total
 
 
 @triton.jit(do_not_specialize=["pixel_bucket", "subset_bucket"])
@@ -150,8 +150,8 @@ def spread_runs(
     BLOCK_O: tl.constexpr = LANES // KB
     image, first_o, first_q = tile(subsets, plane, BLOCK_O, BLOCK_P, True, False)
     o, q = first_o + tl.arange(0, BLOCK_O), first_q + tl.arange(0, BLOCK_P)
-    inside, there = q < plane, o < subsets
-    prob = tl.load(p + image * subsets + o, mask=there, other=0).to(ACC)
+    in_map, in_site = q < plane, o < subsets
+    prob = tl.load(p + image * subsets + o, mask=in_site, other=0).to(ACC)
     takes = takes_extreme(prob, tau, MODE)[None, :]
     pixel, read = target(q, width, out_width, stride_h, stride_w, UNIT_STRIDE)
     if WIDE:
@@ -159,26 +159,26 @@ def spread_runs(
     channels, subsets = aligned(channels, ALIGN), aligned(subsets, ALIGN)
     first, size = members(o, channels, subsets, K, EVEN, False)
     factor = tl.where(takes, prob[None, :], (prob / size.to(ACC))[None, :])
-    known = (inside & read)[:, None] & there[None, :]
+    has_grad = (in_map & read)[:, None] & in_site[None, :]
     of_grad = image * subsets * pixels + (pixel * subsets)[:, None] + o[None, :]
-    given = tl.where(known, tl.load(grad + of_grad, mask=known, other=0).to(ACC) * factor, 0)
-    share, place = given, tl.full(given.shape, -1, tl.int32)
+    scaled = tl.where(has_grad, tl.load(grad + of_grad, mask=has_grad, other=0).to(ACC) * factor, 0)
+    share, position = scaled, tl.full(scaled.shape, -1, tl.int32)
     if MODE != "mean":
-        place = tl.where(takes, tl.load(index + of_grad, mask=known, other=0).to(tl.int32), place)
-        share = tl.where(takes, 0, given)
+        position = tl.where(takes, tl.load(index + of_grad, mask=has_grad, other=0).to(tl.int32), position)
+        share = tl.where(takes, 0, scaled)
     base += image * channels
     rows = dx + image * channels * plane + q * channels
     for start in range(0, K, KB):
         k = start + tl.arange(0, KB)
-        value = tl.where(place[:, :, None] == k[None, None, :], given[:, :, None], share[:, :, None])
+        value = tl.where(position[:, :, None] == k[None, None, :], scaled[:, :, None], share[:, :, None])
         if EVEN and K == KB:
             lane = first_o * K + tl.arange(0, LANES)
             mine = lane < channels
             value = tl.reshape(value, (BLOCK_P, LANES)) + tl.load(base + lane, mask=mine, other=0)[None, :]
-            tl.store(rows[:, None] + lane[None, :], value.to(dx.dtype.element_ty), mask=inside[:, None] & mine[None, :])
+            tl.store(rows[:, None] + lane[None, :], value.to(dx.dtype.element_ty), mask=in_map[:, None] & mine[None, :])
         else:
             offset = first[:, None] + k[None, :]
-            mine = there[:, None] & (k[None, :] < size[:, None])
+            mine = in_site[:, None] & (k[None, :] < size[:, None])
             value += tl.load(base + offset, mask=mine, other=0)[None, :, :]
-            mask = inside[:, None, None] & mine[None, :, :]
+            mask = in_map[:, None, None] & mine[None, :, :]
             tl.store(rows[:, None, None] + offset[None, :, :], value.to(dx.dtype.element_ty), mask=mask)

@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from surgery.methods.pix.ops.reference import SiteSpec
+
 ACCUMULATORS = {torch.float64: tl.float64, torch.float32: tl.float32}
 VECTOR = 16  # elements; more of a known multiple makes no load wider
 RUN = 32  # channels of a subset
@@ -16,7 +18,7 @@ MARGIN = 2**24  # offsets that a tile may reach beyond an image
 
 
 @dataclasses.dataclass(frozen=True)
-class Site:
+class SiteSizes:
     """Sizes of one site: x (images, channels, height, width) becomes `subsets` maps on the strided grid."""
 
     images: int
@@ -32,6 +34,11 @@ class Site:
     def output(self) -> tuple[int, int, int, int]:
         """Shape of y."""
         return self.images, self.subsets, -(-self.height // self.stride[0]), -(-self.width // self.stride[1])
+
+    @property
+    def form(self) -> torch.memory_format:
+        """The layout of x and y."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     @functools.cached_property
     def plane(self) -> int:
@@ -87,19 +94,10 @@ class Site:
 
 
 @functools.lru_cache(maxsize=4096)
-def site(
-    shape: tuple[int, int, int, int],
-    subsets: int,
-    stride: tuple[int, ...],
-    grouping: str,
-    form: torch.memory_format,
-) -> Site:
-    """The site of an x of this shape and layout; kept, since every call asks for it."""
-    return Site(*shape[:2], subsets, *shape[2:], (stride[0], stride[1]), grouping == "strided", _is_last(form))
-
-
-def _is_last(form: torch.memory_format) -> bool:
-    return form == torch.channels_last
+def site_sizes(shape: tuple[int, int, int, int], subsets: int, spec: SiteSpec, form: torch.memory_format) -> SiteSizes:
+    """The sizes for an x of this shape and layout; kept, since every call asks for them."""
+    strided, channels_last = spec.grouping == "strided", form == torch.channels_last
+    return SiteSizes(*shape[:2], subsets, *shape[2:], spec.stride, strided, channels_last)
 
 
 def alignment(*sizes: int) -> int:
@@ -119,6 +117,7 @@ class Decision:
     tau: float
     mode: str
     minimum: bool
+    activation: str
     accumulator: tl.dtype
 
     @functools.cached_property
@@ -128,9 +127,9 @@ class Decision:
 
 
 @functools.lru_cache(maxsize=4096)
-def decision(tau: float, fusion: str, operator: str, x: torch.dtype, p: torch.dtype) -> Decision:
-    """The decision for x and p of these dtypes; kept, as sites are."""
-    mode = {"max+avg": fusion, "avg": "mean"}.get(operator, "extreme")
-    rounded = torch.tensor(tau, dtype=p, device="cpu").item()
+def decision(spec: SiteSpec, x: torch.dtype, p: torch.dtype) -> Decision:
+    """The decision for x and p of these dtypes; kept, as sizes are."""
+    mode = {"max+avg": spec.fusion, "avg": "mean"}.get(spec.operator, "extreme")
+    rounded = torch.tensor(spec.tau, dtype=p, device="cpu").item()
     exact = torch.float64 if x == torch.float64 else torch.float32
-    return Decision(rounded, mode, operator == "min", ACCUMULATORS[exact])
+    return Decision(rounded, mode, spec.operator == "min", spec.activation, ACCUMULATORS[exact])

@@ -1,11 +1,12 @@
 """dx of a threshold site in one launch: what reaches extreme and mean, and the same for every pixel by way of p."""
 
+import torch
 from torch import Tensor
 
 from surgery.methods.pix.ops.triton_kernels import planes, runs
 from surgery.methods.pix.ops.triton_kernels.fusing import grid
 from surgery.methods.pix.ops.triton_kernels.launching import KEY, Tuned, tiles
-from surgery.methods.pix.ops.triton_kernels.site import Decision, Site
+from surgery.methods.pix.ops.triton_kernels.site import Decision, SiteSizes
 
 _PLANES = Tuned(
     planes.spread_planes,
@@ -21,19 +22,22 @@ _RUNS = Tuned(
 )
 
 
-def spread(site: Site, decision: Decision, grad: Tensor, p: Tensor, index: Tensor, base: Tensor, dx: Tensor) -> None:
+def spread(sizes: SiteSizes, decision: Decision, grad: Tensor, p: Tensor, index: Tensor, base: Tensor) -> Tensor:
     """dx from grad, p, index (N, C_out, H', W') of the extremes, and base (N, C) for every pixel."""
-    kernel = _RUNS if site.has_runs else _PLANES
+    shape = (sizes.images, sizes.channels, sizes.height, sizes.width)
+    dx = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=sizes.form)
+    kernel = _RUNS if sizes.has_runs else _PLANES
     kernel(
-        grid(site, site.plane),
+        grid(sizes, sizes.plane),
         grad=grad,
         p=p,
         index=index,
         base=base,
         dx=dx,
-        pixel_bucket=site.buckets[0],
-        subset_bucket=site.buckets[1],
-        **site.arguments,
+        pixel_bucket=sizes.buckets[0],
+        subset_bucket=sizes.buckets[1],
+        **sizes.arguments,
         **decision.arguments,
-        **site.run,
+        **sizes.run,
     )
+    return dx

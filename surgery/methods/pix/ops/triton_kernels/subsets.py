@@ -70,7 +70,7 @@ def target(q, width, out_width, stride_h, stride_w, UNIT_STRIDE: tl.constexpr):
 
 @triton.jit
 def larger(value, best, MINIMUM: tl.constexpr):
-    """Whether a later value takes the place of the extreme: it is beyond it, or the first NaN."""
+    """Whether a later value takes over from the extreme: it is beyond it, or the first NaN."""
     beyond = ~(value >= best) if MINIMUM else ~(value <= best)  # also where either is NaN
     return beyond & (best == best)  # noqa: PLR0124
 
@@ -108,13 +108,13 @@ def activated(logits, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def probabilities(given, p, o, there, writes, ACTIVATION: tl.constexpr, ACC: tl.constexpr):
-    """p at offsets o: as given; or of given logits, rounded to what p holds, and put there if this program writes."""
-    values = tl.load(given + o, mask=there, other=0).to(ACC)
+def probabilities(predicted, p, o, inside, writes, ACTIVATION: tl.constexpr, ACC: tl.constexpr):
+    """p at offsets o: as predicted; or of predicted logits, rounded as p is, and stored if this program writes."""
+    values = tl.load(predicted + o, mask=inside, other=0).to(ACC)
     if p is not None:
         rounded = activated(values, ACTIVATION).to(p.dtype.element_ty)
         if writes:
-            tl.store(p + o, rounded, mask=there)
+            tl.store(p + o, rounded, mask=inside)
         values = rounded.to(ACC)
     return values
 
@@ -151,7 +151,7 @@ def reduced(
     first,
     size,
     step,
-    there,
+    inside,
     K: tl.constexpr,
     EVEN: tl.constexpr,
     MODE: tl.constexpr,
@@ -159,24 +159,24 @@ def reduced(
     INDEXED: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Extreme, its first place and sum of subsets, one channel after the other, in tiles of the shape of first.
+    """Extreme, its first position and sum of subsets, one channel after the other, in tiles of the shape of first.
 
-    first, there: offset of each subset's first channel at each pixel, and whether it is in x; size: (BLOCK_O, 1);
+    first, inside: offset of each subset's first channel at each pixel, and whether it is in x; size: (BLOCK_O, 1);
     step: from one channel of a subset to the next.
     """
-    total = tl.load(x + first, mask=there, other=0).to(ACC)
-    best, place = total, tl.zeros(first.shape, tl.int32)
+    total = tl.load(x + first, mask=inside, other=0).to(ACC)
+    best, position = total, tl.zeros(first.shape, tl.int32)
     if K <= 16:
         for k in tl.static_range(1, K):
-            best, place, total = _joined(
-                x, first, size, step, there, k, best, place, total, EVEN, MODE, MINIMUM, INDEXED, ACC
+            best, position, total = _joined(
+                x, first, size, step, inside, k, best, position, total, EVEN, MODE, MINIMUM, INDEXED, ACC
             )
     else:
         for k in range(1, K):
-            best, place, total = _joined(
-                x, first, size, step, there, k, best, place, total, EVEN, MODE, MINIMUM, INDEXED, ACC
+            best, position, total = _joined(
+                x, first, size, step, inside, k, best, position, total, EVEN, MODE, MINIMUM, INDEXED, ACC
             )
-    return best, place, total
+    return best, position, total
 
 
 @triton.jit
@@ -185,10 +185,10 @@ def _joined(
     first,
     size,
     step,
-    there,
+    inside,
     k,
     best,
-    place,
+    position,
     total,
     EVEN: tl.constexpr,
     MODE: tl.constexpr,
@@ -196,17 +196,17 @@ def _joined(
     INDEXED: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Extreme, place and sum with channel k of each subset, where it has one."""
+    """Extreme, position and sum with channel k of each subset, where it has one."""
     if not EVEN:
-        there = there & (k < size)
-    value = tl.load(x + first + step * k, mask=there, other=0).to(ACC)
+        inside = inside & (k < size)
+    value = tl.load(x + first + step * k, mask=inside, other=0).to(ACC)
     if MODE != "extreme":
         total += value
     if INDEXED:
-        better = larger(value, best, MINIMUM) & there
-        place = tl.where(better, k, place)
+        better = larger(value, best, MINIMUM) & inside
+        position = tl.where(better, k, position)
         best = tl.where(better, value, best)
     elif MODE != "mean":
         beyond = extreme_of(value, best, MINIMUM)
-        best = beyond if EVEN else tl.where(there, beyond, best)
-    return best, place, total
+        best = beyond if EVEN else tl.where(inside, beyond, best)
+    return best, position, total

@@ -12,11 +12,14 @@ from surgery.methods.pix import ops
 from surgery.methods.pix.ops import cpu, gradients, reference
 from surgery.methods.pix.ops.backend import backend, composition
 from surgery.methods.pix.ops.cpu import library
+from surgery.methods.pix.ops.gradients import ForwardPass
+from surgery.methods.pix.ops.reference import SiteSpec
 
 pytestmark = pytest.mark.skipif(library.LIBRARY is None, reason=f"no compiled kernels: {library.REASON}")
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 FORMS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+DEFAULT = SiteSpec()
 SHAPES = [
     (2, 64, 16, 5, 7),  # lanes exactly, subsets of four
     (1, 128, 16, 4, 4),  # of eight
@@ -39,10 +42,10 @@ def tensors(shape, dtype, form="nchw", seed=0):
     return x.contiguous(memory_format=FORMS[form]), weight, bias
 
 
-def check_site(x, weight, bias, stride=(1, 1), grouping="contiguous", fusion="threshold", operator="max+avg", tau=0.5):
+def check_site(x, weight, bias, spec=DEFAULT):
     """Kernel against float64; max or mean is decided by the kernel's own p, which rounding may move across tau."""
-    with_index = fusion == "threshold" and x.shape[1] <= 256 * weight.shape[0]
-    y, p, context, index = cpu.pix(x, weight, bias, tau, fusion, operator, "sigmoid", stride, grouping, with_index)
+    with_index = spec.fusion == "threshold" and x.shape[1] <= 256 * weight.shape[0]
+    y, p, context, index = cpu.pix(x, weight, bias, spec, with_index)
     wide = x.double()
     tolerance = TOLERANCE[x.dtype]
     torch.testing.assert_close(context.double(), wide.mean((2, 3)), rtol=1e-5, atol=1e-5, equal_nan=True)
@@ -50,13 +53,13 @@ def check_site(x, weight, bias, stride=(1, 1), grouping="contiguous", fusion="th
         context.double(), weight.double(), None if bias is None else bias.double(), "sigmoid"
     )
     torch.testing.assert_close(p.double(), expected_p, rtol=tolerance, atol=tolerance, equal_nan=True)
-    expected = reference.fuse(wide, p.double(), tau, fusion, operator, list(stride), grouping)
+    expected = reference.fuse(wide, p.double(), spec)
     torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance, equal_nan=True)
     assert y.dtype == x.dtype
-    if with_index and operator == "max+avg":
-        groups, _ = reference.split_subsets(reference.strided(x, list(stride)), weight.shape[0], grouping)
-        takes = (p[:, :, None, None] <= tau).expand_as(index)
-        torch.testing.assert_close(index[takes].long(), reference.subset_extreme(groups, operator)[1][takes])
+    if with_index and spec.operator == "max+avg":
+        groups, _ = reference.split_subsets(reference.strided(x, spec.stride), weight.shape[0], spec.grouping)
+        takes = (p[:, :, None, None] <= spec.tau).expand_as(index)
+        torch.testing.assert_close(index[takes].long(), reference.subset_extreme(groups, spec.operator)[1][takes])
     return y, p, index
 
 
@@ -66,11 +69,11 @@ def check_site(x, weight, bias, stride=(1, 1), grouping="contiguous", fusion="th
 def test_equals_the_reference_in_float64(shape, dtype, form):
     x, weight, bias = tensors(shape, dtype, form)
     for grouping, fusion, stride in itertools.product(reference.GROUPINGS, reference.FUSIONS, [(1, 1), (2, 2), (1, 3)]):
-        check_site(x, weight, bias, stride, grouping, fusion)
+        check_site(x, weight, bias, SiteSpec(fusion=fusion, stride=stride, grouping=grouping))
     for operator in ("max", "avg", "min"):
-        check_site(x, weight, None, operator=operator)
+        check_site(x, weight, None, SiteSpec(operator=operator))
     for tau in (0.0, 1.0):
-        check_site(x, weight, None, tau=tau)
+        check_site(x, weight, None, SiteSpec(tau))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -81,14 +84,15 @@ def test_special_values(shape, form, dtype, fill):
     x, _, bias = tensors(shape, dtype, form)
     weight = torch.zeros(shape[2], shape[1], dtype=dtype)  # so that p is a number whatever x is
     for grouping in reference.GROUPINGS:
-        check_site(torch.full_like(x, fill), weight, bias, grouping=grouping)
+        check_site(torch.full_like(x, fill), weight, bias, SiteSpec(grouping=grouping))
         some = x.clone()
         some.permute(0, 2, 3, 1)[torch.randn(shape[0], *shape[3:], shape[1]) > 1] = fill
         context = torch.zeros(shape[0], shape[1], dtype=torch.float64)
         p = reference.predict(context, weight.double(), bias.double(), "sigmoid")
         for operator in reference.OPERATORS:
-            y = cpu.pix_fuse(some, p, 0.5, "threshold", operator, (1, 1), grouping)
-            expected = reference.fuse(some.double(), p, 0.5, "threshold", operator, [1, 1], grouping)
+            spec = SiteSpec(operator=operator, grouping=grouping)
+            y = cpu.pix_fuse(some, p, spec)
+            expected = reference.fuse(some.double(), p, spec)
             torch.testing.assert_close(
                 y.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype], equal_nan=True, check_dtype=False
             )
@@ -97,7 +101,7 @@ def test_special_values(shape, form, dtype, fill):
 def test_infinities_of_both_signs_have_a_maximum():
     x = torch.tensor([float("inf"), float("-inf"), 1.0, 2.0]).reshape(1, 4, 1, 1).expand(1, 4, 3, 3)
     x = torch.cat([x] * 16, 1).contiguous(memory_format=torch.channels_last)
-    y = cpu.pix_fuse(x, torch.full((1, 16), 0.25), 0.5, "threshold", "max+avg", (1, 1), "contiguous")
+    y = cpu.pix_fuse(x, torch.full((1, 16), 0.25), SiteSpec())
     assert (y == float("inf")).all()
 
 
@@ -120,7 +124,7 @@ def test_tau_is_compared_in_the_dtype_of_p(dtype):
     for tau in (0.3, 0.1, 0.7):
         p = torch.full((1, 1), tau, dtype=dtype)
         assert (p <= tau).all()
-        y = cpu.pix_fuse(x, p, tau, "threshold", "max+avg", (1, 1), "contiguous")
+        y = cpu.pix_fuse(x, p, SiteSpec(tau))
         torch.testing.assert_close(y.flatten(), 3 * p.flatten())
 
 
@@ -132,14 +136,13 @@ def test_backward_equals_the_reference(shape, dtype, form):
     size, tolerance = list(x.shape[2:]), 4 * TOLERANCE[dtype]
     for grouping, stride in itertools.product(reference.GROUPINGS, [(1, 1), (2, 2), (1, 3)]):
         for operator, activation in [("max+avg", "sigmoid"), ("avg", "tanh"), ("min", "sigmoid")]:
-            settings_ = (0.5, operator, activation, list(stride), grouping)
-            y, p, _, index = cpu.pix(
-                x, weight, bias, 0.5, "threshold", operator, activation, list(stride), grouping, True
-            )
-            grad, grad_p = torch.randn_like(y), torch.randn_like(p)
-            given_ = (grad, grad_p, y, p, index, weight, size, *settings_)
-            wide = [t.double() if torch.is_tensor(t) and t.is_floating_point() else t for t in given_]
-            for mine, theirs in zip(cpu.pix_backward(*given_), gradients.site_backward(*wide), strict=True):
+            spec = SiteSpec(operator=operator, activation=activation, stride=stride, grouping=grouping)
+            y, p, _, index = cpu.pix(x, weight, bias, spec, with_index=True)
+            grads = torch.randn_like(y), torch.randn_like(p)
+            computed = cpu.pix_backward(*grads, ForwardPass(y, p, index, weight, size), spec)
+            exact = ForwardPass(y.double(), p.double(), index, weight.double(), size)
+            expected = gradients.site_backward(*(grad.double() for grad in grads), exact, spec)
+            for mine, theirs in zip(computed, expected, strict=True):
                 torch.testing.assert_close(mine.double(), theirs, rtol=tolerance, atol=tolerance)
 
 
@@ -155,7 +158,8 @@ def test_backward_equals_the_reference(shape, dtype, form):
 )
 def test_any_shape(shape, stride, form, dtype, grouping, fusion, seed):
     n, c, out, h, w = shape
-    check_site(*tensors((n, c, min(c, out), h, w), dtype, form, seed), stride, grouping, fusion)
+    spec = SiteSpec(fusion=fusion, stride=stride, grouping=grouping)
+    check_site(*tensors((n, c, min(c, out), h, w), dtype, form, seed), spec)
 
 
 @pytest.mark.parametrize("view", ["channels", "rows", "transposed", "expanded"])
@@ -180,9 +184,7 @@ def backward_kernels(x, weight, form, y, p, context, index):
     """By themselves: the matrix products between them are torch's, and may depend on its threads."""
     n, c, h, w = x.shape
     size = (n, c, len(weight), h, w)
-    description = library.site(
-        x, weight, size, (1, 1), FORMS[form], 0.5, "threshold", "max+avg", "sigmoid", "contiguous"
-    )
+    description = library.describe(size, SiteSpec(), FORMS[form], x.dtype, weight.dtype)
     dx, total = torch.empty_like(x), torch.empty_like(p)
     library.call("pix_products", description, y, y, total)
     library.call("pix_spread", description, y, p, index, context, dx)
@@ -194,18 +196,18 @@ def backward_kernels(x, weight, form, y, p, context, index):
 def test_threads_change_nothing(n, c, out, size, form):
     x, weight, bias = tensors((n, c, out, size, size), torch.float32, form)
     threads = torch.get_num_threads()
-    found = []
+    results = []
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             with torch.no_grad():
                 inference = ops.pix(x, weight, bias)
-            trained = cpu.pix(x, weight, bias, 0.5, "threshold", "max+avg", "sigmoid", [1, 1], "contiguous", True)
-            found.append((*inference, *trained, *backward_kernels(x, weight, form, *trained)))
+            trained = cpu.pix(x, weight, bias, SiteSpec(), with_index=True)
+            results.append((*inference, *trained, *backward_kernels(x, weight, form, *trained)))
     finally:
         torch.set_num_threads(threads)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize("own_threads", [False, True])
@@ -216,9 +218,7 @@ def test_nothing_is_written_outside_the_outputs(shape, dtype, form, own_threads)
     n, c, out, h, w = shape
     x, weight, bias = tensors(shape, dtype, form)
     exact = reference.computing_dtype(x)
-    description = library.site(
-        x, weight, shape, (2, 1), FORMS[form], 0.5, "threshold", "max+avg", "sigmoid", "contiguous"
-    )
+    description = library.describe(shape, SiteSpec(stride=(2, 1)), FORMS[form], x.dtype, weight.dtype)
     if own_threads:
         description.parallel_for, description.threads = None, 3
     y_size = n * out * description.out_h * description.out_w
@@ -235,9 +235,9 @@ def test_nothing_is_written_outside_the_outputs(shape, dtype, form, own_threads)
     )
     library.call("pix_forward", description, x, weight, bias, y.inside, p.inside, context.inside, index.inside)
     library.call("pix_products", description, y.inside, y.inside, total.inside)
-    given_p = p.inside.to(exact)
-    library.call("pix_spread", description, y.inside, given_p, index.inside, context.inside, dx.inside)
-    library.call("pix_fuse", description, x, given_p, y.inside)
+    exact_p = p.inside.to(exact)
+    library.call("pix_spread", description, y.inside, exact_p, index.inside, context.inside, dx.inside)
+    library.call("pix_fuse", description, x, exact_p, y.inside)
     for guarded in (y, p, context, index, total, dx):
         guarded.check()
 
