@@ -81,8 +81,8 @@ def _processor() -> str:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor() or platform.machine()
-    found = re.search(r"model name\s*:\s*(.+)", text)
-    return found.group(1).strip() if found else platform.machine()
+    model_name = re.search(r"model name\s*:\s*(.+)", text)
+    return model_name.group(1).strip() if model_name else platform.machine()
 
 
 def record(path: str | os.PathLike[str], command: str, where: str, results: str) -> None:
@@ -112,12 +112,14 @@ def drawn(rows: Sequence[Row], suffix: str = ".png") -> bytes:
     labels = [f"{name}: {describe(setting)}" for name, setting, _ in rows]
     ratios = [timing.ratio("converted", "original") for _, _, timing in rows]
     floors = [timing.ratio("free", "original")[0] for _, _, timing in rows]
-    places = range(len(rows))
+    positions = range(len(rows))
     whiskers = [[max(0.0, r - low) for r, low, _ in ratios], [max(0.0, high - r) for r, _, high in ratios]]
-    axes.barh(places, [r for r, _, _ in ratios], xerr=whiskers, color="#4477aa", label="converted ÷ original")
-    axes.plot(floors, places, "|", color="#cc3311", markersize=16, markeredgewidth=3, label="sites for free ÷ original")
+    axes.barh(positions, [r for r, _, _ in ratios], xerr=whiskers, color="#4477aa", label="converted ÷ original")
+    axes.plot(
+        floors, positions, "|", color="#cc3311", markersize=16, markeredgewidth=3, label="sites for free ÷ original"
+    )
     axes.axvline(1, color="black", linewidth=1)
-    axes.set_yticks(list(places), labels)
+    axes.set_yticks(list(positions), labels)
     axes.invert_yaxis()
     axes.set_xlabel("time ÷ time of the original (less is faster)")
     figure.legend(loc="outside lower center", ncols=2)

@@ -41,7 +41,7 @@ def interleaved(
     """
     wait = torch.cuda.synchronize if device.startswith("cuda") else (lambda: None)
     _warm_up(functions, label)
-    found: dict[str, list[float]] = {name: [] for name in functions}
+    timings: dict[str, list[float]] = {name: [] for name in functions}
     least, most = ROUNDS
     begin = time.perf_counter()
     with tqdm(
@@ -53,13 +53,13 @@ def interleaved(
                 start = time.perf_counter()
                 function()
                 wait()
-                found[name].append(time.perf_counter() - start)
+                timings[name].append(time.perf_counter() - start)
             spent = time.perf_counter() - begin
             bar.n = min(spent, seconds)
             bar.refresh()
             if count >= least and spent > seconds:
                 break
-    return Timing(found)
+    return Timing(timings)
 
 
 def _warm_up(functions: Mapping[str, Callable[[], object]], label: str) -> None:

@@ -25,17 +25,17 @@ from surgery.bench.timing import Timing, interleaved
 from surgery.core.errors import SurgeryError
 from surgery.core.table import table
 from surgery.training.block_distillation import distilled_blocks
-from surgery.training.data import make_loader
-from surgery.training.data_set import DataSet
-from surgery.training.data_sets import open_data
+from surgery.training.data_loading import make_loader
+from surgery.training.datasets import open_dataset
+from surgery.training.image_dataset import ImageDataset
 from surgery.training.job import make_execution, make_task
 from surgery.training.non_finite import NonFiniteLossError
-from surgery.training.original import make_original
+from surgery.training.original_network import make_original
 from surgery.training.precision import precision_here
 from surgery.training.recipe import Recipe, RecipeError, TrainSettings
-from surgery.training.state import Progress, TrainingState
 from surgery.training.task import Task
 from surgery.training.trainer import BatchTooLargeError, Training, prepare_objective, student_copy
+from surgery.training.training_state import Progress, TrainingState
 
 BLOCKS = 2 * 20  # that the time is divided into: rounds of a trainer's and a bare block
 
@@ -106,7 +106,7 @@ class _Setup:
 
     recipe: Recipe
     accelerator: Accelerator
-    data: DataSet
+    data: ImageDataset
     task: Task
     stage: str
     settings: TrainSettings
@@ -132,7 +132,7 @@ def _set_up(recipe: Recipe, accelerator: Accelerator) -> _Setup:
     if not settings.epochs:
         raise RecipeError("baseline.epochs=0, finetune.epochs=0: there is no training to time")
     torch.manual_seed(recipe.seed)
-    data = open_data(recipe.data)
+    data = open_dataset(recipe.data)
     network, teacher, blocks = make_original(recipe, data.classes, download=False), None, []
     if stage == "finetune":
         original = network
@@ -219,7 +219,7 @@ def _bare(setup: _Setup) -> Callable[[], object]:
 
 
 def _batch(setup: _Setup) -> tuple[Tensor, Tensor]:
-    """Random images with labels of the data set, mixed where the settings ask for it."""
+    """Random images with labels of the dataset, mixed where the settings ask for it."""
     images, labels = next(iter(setup.loader(workers=0)))
     device = setup.accelerator.device
     images = torch.randn_like(images).to(device, memory_format=make_execution(setup.recipe).memory_format)
@@ -232,10 +232,10 @@ def _timed(
 ) -> TrainingResult:
     """Time blocks of steps in turn; whole blocks, so that the device is waited for as seldom as in a training."""
     device, workers = setup.accelerator.device.type, setup.recipe.data.workers
-    before = set(multiprocessing.active_children())
+    earlier_processes = set(multiprocessing.active_children())
     for _ in range(2):
         trainer()
-    loading = _Loading([child for child in multiprocessing.active_children() if child not in before])
+    loading = _Loading([child for child in multiprocessing.active_children() if child not in earlier_processes])
     begin = time.perf_counter()
     trainer()
     # workers deliver in bursts of one batch each: a block holds at least one of them
@@ -243,10 +243,10 @@ def _timed(
     waits: list[float] = []
 
     def trainer_block() -> None:
-        already = watched.waited
+        waited_before = watched.waited
         for _ in range(steps):
             trainer()
-        waits.append(watched.waited - already)
+        waits.append(watched.waited - waited_before)
 
     def bare_block() -> None:
         with loading.paused():

@@ -15,8 +15,8 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from surgery.core.eval_mode import eval_mode
-from surgery.training.data import labelled_images
-from surgery.training.data_set import DataSet
+from surgery.training.data_loading import labelled_images
+from surgery.training.image_dataset import ImageDataset
 from surgery.training.recipe import DataSettings, TrainSettings
 from surgery.training.task import Task
 
@@ -56,7 +56,7 @@ def measure_damage(
     original: nn.Module,
     converted: nn.Module,
     task: Task,
-    data: DataSet,
+    data: ImageDataset,
     settings: DataSettings,
     seed: int,
 ) -> Damage:
@@ -65,10 +65,10 @@ def measure_damage(
         _mean_loss(accelerator, network, task, labelled_images(data.train, settings, IMAGES, seed))
         for network in (original, converted)
     ]
-    seen = torch.tensor(losses, dtype=torch.float32, device=accelerator.device)
+    agreed_losses = torch.tensor(losses, dtype=torch.float32, device=accelerator.device)
     if accelerator.num_processes > 1:
-        seen = cast(Tensor, broadcast(seen))  # one learning rate for all
-    return Damage(seen[0].item(), seen[1].item(), math.log(data.classes))
+        agreed_losses = cast(Tensor, broadcast(agreed_losses))  # one learning rate for all
+    return Damage(agreed_losses[0].item(), agreed_losses[1].item(), math.log(data.classes))
 
 
 def _mean_loss(accelerator: Accelerator, network: nn.Module, task: Task, batches: object) -> float:

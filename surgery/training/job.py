@@ -18,24 +18,24 @@ from torch.utils.data import DataLoader
 
 import surgery
 from surgery.training.block_distillation import distilled_blocks
-from surgery.training.classifying import Classifying
+from surgery.training.classification_task import ImageClassification
 from surgery.training.damage import measure_damage
-from surgery.training.data import calibration_images, make_loader
-from surgery.training.data_sets import DataSet, open_data
+from surgery.training.data_loading import calibration_images, make_loader
+from surgery.training.datasets import ImageDataset, open_dataset
 from surgery.training.image_scan import DECODED, check_headers, leave_out_unreadable
 from surgery.training.main_process import on_main
-from surgery.training.original import find_original
+from surgery.training.original_network import find_original
 from surgery.training.outcome import History, Measured, Outcome, plot_curves
 from surgery.training.output_lock import locked
 from surgery.training.precision import precision_here
 from surgery.training.recipe import Recipe, RecipeError, TrainSettings
 from surgery.training.rehearsal import check_counts, rehearse
-from surgery.training.segmenting import Segmenting
-from surgery.training.state import TrainingState
+from surgery.training.segmentation_task import SemanticSegmentation
 from surgery.training.stopping import StopRequests, stop_requests
 from surgery.training.task import Task, watched
 from surgery.training.tracking import Log, check_tracker
 from surgery.training.trainer import BatchTooLargeError, Execution, train
+from surgery.training.training_state import TrainingState
 from surgery.transforms.edit import history
 from surgery.vision.preprocessing import Preprocessing
 from surgery.vision.segmentation import View
@@ -50,7 +50,7 @@ class Job:
     recipe: Recipe
     output: Path
     accelerator: Accelerator
-    data: DataSet
+    data: ImageDataset
     test: DataLoader
     task: Task
     outcome: Outcome
@@ -168,7 +168,7 @@ def run(recipe: Recipe) -> list[Measured]:
         torch.set_num_threads(recipe.threads)
     with stop_requests() as stop:
         accelerator, output = make_accelerator(recipe), Path(recipe.output)
-        data = open_data(recipe.data, accelerator.print)
+        data = open_dataset(recipe.data, accelerator.print)
         if not recipe.data.skip_unreadable:
             check_headers(data, accelerator)
         rehearsed = rehearse(accelerator, recipe, data, make_task(recipe, data), make_execution(recipe))
@@ -182,7 +182,7 @@ def run(recipe: Recipe) -> list[Measured]:
             return _run(job)
 
 
-def _begun(recipe: Recipe, accelerator: Accelerator, data: DataSet, stop: StopRequests) -> Job:
+def _begun(recipe: Recipe, accelerator: Accelerator, data: ImageDataset, stop: StopRequests) -> Job:
     task, output = make_task(recipe, data), Path(recipe.output)
     log = Log(accelerator, recipe, output / "log.csv")
     test = make_loader(data.test, recipe.data, training=False)
@@ -258,12 +258,12 @@ def make_execution(recipe: Recipe) -> Execution:
     return Execution(layout, recipe.sync_bn, recipe.compile, recipe.checkpoint_activations)
 
 
-def make_task(recipe: Recipe, data: DataSet) -> Task:
+def make_task(recipe: Recipe, data: ImageDataset) -> Task:
     """What networks are trained for on such data."""
     if not recipe.data.segments:
-        return Classifying(data.classes)
+        return ImageClassification(data.classes)
     pixels = recipe.segmentation
-    return Segmenting(pixels.auxiliary_weight, View(pixels.window, pixels.overlap, pixels.flip))
+    return SemanticSegmentation(pixels.auxiliary_weight, View(pixels.window, pixels.overlap, pixels.flip))
 
 
 def _without(settings: Any, keys: Sequence[str]) -> Any:

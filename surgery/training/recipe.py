@@ -437,7 +437,7 @@ class Recipe:
 
     @property
     def title(self) -> str:
-        """Of a plot: model, data set and conversion."""
+        """Of a plot: model, dataset and conversion."""
         wanted, model = self.surgery, self.model
         ratio = "" if wanted.zeta is None else f", zeta = {wanted.zeta}"
         mode = "" if wanted.mode == "squeeze" else f", mode {wanted.mode}"

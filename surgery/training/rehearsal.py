@@ -16,10 +16,10 @@ from surgery.convert import carry_out
 from surgery.core.errors import NoSitesError
 from surgery.graph.skeleton import copied
 from surgery.training.block_distillation import distilled_blocks
-from surgery.training.data import make_loader
-from surgery.training.data_set import DataSet
+from surgery.training.data_loading import make_loader
+from surgery.training.image_dataset import ImageDataset
 from surgery.training.image_scan import readable_sample
-from surgery.training.original import Original, find_original
+from surgery.training.original_network import Original, find_original
 from surgery.training.recipe import Recipe, RecipeError, TrainSettings
 from surgery.training.task import Task
 from surgery.training.trainer import (
@@ -44,7 +44,9 @@ class Rehearsed:
     batches: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def rehearse(accelerator: Accelerator, recipe: Recipe, data: DataSet, task: Task, execution: Execution) -> Rehearsed:
+def rehearse(
+    accelerator: Accelerator, recipe: Recipe, data: ImageDataset, task: Task, execution: Execution
+) -> Rehearsed:
     """Make the networks, and for each training a batch, the loss of it, the optimiser and the scheduler.
 
     Nothing is downloaded, written or kept: pretrained weights are left out. Where the job is to leave out images that
@@ -62,18 +64,18 @@ def rehearse(accelerator: Accelerator, recipe: Recipe, data: DataSet, task: Task
     _check_trained(recipe, original)
     check_execution(accelerator, original.network, execution)
     network, method = original.network, recipe.surgery.method
-    decided = surgery.plan(network, method, **recipe.surgery_arguments)
-    if not decided.edits:
-        raise NoSitesError(f"{recipe.model.checkpoint or recipe.model.name}: {decided.notes[0]}\n{decided}")
-    converted = carry_out(decided, copied(network))
+    plan = surgery.plan(network, method, **recipe.surgery_arguments)
+    if not plan.edits:
+        raise NoSitesError(f"{recipe.model.checkpoint or recipe.model.name}: {plan.notes[0]}\n{plan}")
+    converted = carry_out(plan, copied(network))
     training, test = _batches(recipe, data)
-    plain = replace(execution, compile=False)  # compiling takes a minute
-    few = training[0][:FEW], training[1][:FEW]
+    uncompiled = replace(execution, compile=False)  # compiling takes a minute
+    small_batch = training[0][:FEW], training[1][:FEW]
     for settings, student in ((recipe.baseline, network), (recipe.finetune, converted)):
         if settings.epochs:
             teacher = network if settings is recipe.finetune and settings.distills else None
-            _rehearse_training(accelerator, student, teacher, task, settings, few, plain)
-    return Rehearsed(original, decided, converted, (training, test))
+            _rehearse_training(accelerator, student, teacher, task, settings, small_batch, uncompiled)
+    return Rehearsed(original, plan, converted, (training, test))
 
 
 def _check_output(recipe: Recipe) -> None:
@@ -90,7 +92,7 @@ def _check_output(recipe: Recipe) -> None:
         raise RecipeError(f"output={recipe.output}: nothing can be written to {nearest}: {error.strerror}") from None
 
 
-def check_counts(recipe: Recipe, data: DataSet) -> None:
+def check_counts(recipe: Recipe, data: ImageDataset) -> None:
     """Raise RecipeError where there are fewer training images than the recipe needs."""
     images: int = len(data.train)  # type: ignore[arg-type]
     if images < FEW:
@@ -103,19 +105,19 @@ def _check_trained(recipe: Recipe, original: Original) -> None:
     """An original, or its new head, must be trained before it teaches; and a head before it is all that there is."""
     if recipe.baseline.epochs or not (original.new or recipe.from_scratch):
         return
-    what = f"the new {', '.join(original.new[:4])}" if original.new else f"{recipe.model.name}, freshly initialised,"
+    network = f"the new {', '.join(original.new[:4])}" if original.new else f"{recipe.model.name}, freshly initialised,"
     if recipe.finetune.epochs and recipe.finetune.distills:
         raise RecipeError(
-            f"baseline.epochs=0: {what} would be the untrained teacher of the fine-tuning; baseline.epochs=10 trains "
+            f"baseline.epochs=0: {network} would be the untrained teacher of the fine-tuning; baseline.epochs=10 trains "
             "the original first, finetune.distill_weight=0 and finetune.block_weight=0 do without a teacher"
         )
     if original.new and not recipe.finetune.epochs:
         raise RecipeError(
-            f"baseline.epochs=0, finetune.epochs=0: {what} would be saved untrained; one of them trains it"
+            f"baseline.epochs=0, finetune.epochs=0: {network} would be saved untrained; one of them trains it"
         )
 
 
-def _batches(recipe: Recipe, data: DataSet) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def _batches(recipe: Recipe, data: ImageDataset) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     if recipe.data.skip_unreadable:
         data = readable_sample(data, recipe.data, recipe.data.batch_size)
     return _batch(data.train, recipe, training=True), _batch(data.test, recipe, training=False)

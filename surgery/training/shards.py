@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from surgery.training.data_set import DataSet, data_root
+from surgery.training.image_dataset import ImageDataset, data_root
 from surgery.training.recipe import DataSettings, RecipeError
 from surgery.vision.class_folders import held_out_part
 from surgery.vision.image_files import decode_image
@@ -51,7 +51,7 @@ class Shards(Dataset):
         path, offset = self.tars[self.places[index, 0]], self.places[index, 1]
         with tarfile.open(path, "r:") as tar:
             return next(
-                (f"{path}: {each.name}" for each in tar if each.offset_data == offset), f"{path}: byte {offset}"
+                (f"{path}: {member.name}" for member in tar if member.offset_data == offset), f"{path}: byte {offset}"
             )
 
 
@@ -75,17 +75,17 @@ class _Reader:
         return self._file.read(size)
 
 
-def shards(settings: DataSettings) -> DataSet:
+def shards(settings: DataSettings) -> ImageDataset:
     """Images in tar files: ``{train,val}/*.tar`` (or test) below ``data.root``, of NAME.jpg (png, webp) and NAME.cls.
 
     NAME.cls holds an integer from 0 as text, NAME ends before the first dot; other members are passed over. The number
     of classes is ``data.classes``, or else 1 + the largest label of the training images.
     """
     root = data_root(settings)
-    held = held_out_part(root)
-    if held is None or not (root / "train").is_dir():
+    test_folder = held_out_part(root)
+    if test_folder is None or not (root / "train").is_dir():
         raise RecipeError(f"data.root={root}: there is no {{train,val}}/*.tar (or test in place of val) in it")
-    train, test = (_index(root / part) for part in ("train", held.name))
+    train, test = (_index(root / part) for part in ("train", test_folder.name))
     classes = settings.classes or 1 + int(train.places[:, 3].max())
     source = f"data.classes={classes}" if settings.classes else f"the largest in {root / 'train'} is {classes - 1}"
     for part in (train, test):
@@ -95,7 +95,7 @@ def shards(settings: DataSettings) -> DataSet:
                 f"{part.member(largest)} has label {part.places[largest, 3]}, but {source}: data.classes is needed, "
                 "larger than all labels"
             )
-    return DataSet(train, test, classes)
+    return ImageDataset(train, test, classes)
 
 
 def _index(folder: Path) -> Shards:
@@ -103,8 +103,8 @@ def _index(folder: Path) -> Shards:
     if not tars:
         raise RecipeError(f"{folder}: there is no *.tar (uncompressed) in it")
     bar = tqdm(tars, f"indexing {folder.name} shards", leave=False, unit="tar", mininterval=0.5)
-    places = [np.array([(number, *place) for place in _places(path)], np.int64) for number, path in enumerate(bar)]
-    places = [each for each in places if len(each)]
+    places = [np.array([(number, *sample) for sample in _places(path)], np.int64) for number, path in enumerate(bar)]
+    places = [rows for rows in places if len(rows)]
     if not places:
         raise RecipeError(f"{folder}/*.tar: there is no NAME.{{{','.join(SUFFIXES)}}} with NAME.cls in them")
     return Shards(tars, np.concatenate(places))
@@ -143,8 +143,8 @@ def _label(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
     file = tar.extractfile(member)
     text = file.read(64).strip() if file is not None else b""
     if not text.isdigit() or len(text) > LABEL_DIGITS:
-        shown = text.decode(errors="replace")
-        raise RecipeError(f"{path}: {member.name} holds {shown!r}: an integer is needed, at least 0")
+        content = text.decode(errors="replace")
+        raise RecipeError(f"{path}: {member.name} holds {content!r}: an integer is needed, at least 0")
     return int(text)
 
 

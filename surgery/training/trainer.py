@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from surgery.training.batch_norm_statistics import batch_norms, frozen_statistics
 from surgery.training.block_distillation import BlockDistillationTask, distillation_options
 from surgery.training.non_finite import NonFiniteLossError, first_non_finite
-from surgery.training.order import EpochSampler
 from surgery.training.recipe import RecipeError, TrainSettings
-from surgery.training.state import Progress, TrainingState
-from surgery.training.statistics import batch_norms, kept
+from surgery.training.sampling_order import EpochSampler
 from surgery.training.stopping import Stopped, StopRequests
 from surgery.training.task import Task
+from surgery.training.training_state import Progress, TrainingState
 
 
 class BatchTooLargeError(RuntimeError):
@@ -67,7 +67,7 @@ def train(
 
     Args:
         model: it is given the trained weights only when all is done.
-        loaders: of training and test images; the first is of :func:`surgery.training.data.make_loader`.
+        loaders: of training and test images; the first is of :func:`surgery.training.data_loading.make_loader`.
         task: what the loss and the metric are.
         teacher: gives the logits, and the outputs of ``blocks``, that ``settings`` may ask to be matched.
         stop: signals; one that comes is obeyed when a step is whole and the state written.
@@ -289,7 +289,7 @@ class Training:
             loss = self.objective(images, labels)["loss"]  # networks are prepared to autocast; the loss is in float32
             value = loss.item()
             if math.isfinite(value):
-                with kept(self.norms):
+                with frozen_statistics(self.norms):
                     self.accelerator.backward(loss * self._lacking(step))
                 if self.settings.clip_grad and self.accelerator.sync_gradients:
                     parameters = self.objective.trainable_module.parameters()

@@ -101,14 +101,14 @@ def test_importing_surgery_loads_no_package_of_an_extra(tmp_path):
 def test_setup_asks_for_the_same(extra):
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
-    asked = config["options.extras_require"]
+    required = config["options.extras_require"]
 
     def resolved(name):
-        found = set()
-        for line in asked[name].split():
+        packages = set()
+        for line in required[name].split():
             nested = re.fullmatch(r"surgery\[(\w+)\]", line)
-            found |= resolved(nested[1]) if nested else {re.split("[<>=]", line)[0]}
-        return found
+            packages |= resolved(nested[1]) if nested else {re.split("[<>=]", line)[0]}
+        return packages
 
     assert resolved(extra) == set(EXTRAS[extra].values())
     assert resolved(extra) <= resolved("test")

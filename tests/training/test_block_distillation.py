@@ -53,10 +53,12 @@ def test_loss_is_the_mean_share_of_the_variance(networks):
     task = BlockDistillationTask(converted, original, blocks=blocks, block_weight=3.0, **options)
     plain = BlockDistillationTask(converted, original, blocks=[], block_weight=3.0, **options)
     result, without = task(images, labels), plain(images, labels)
-    given, wanted = ([n.layer1(n.maxpool(n.act1(n.bn1(n.conv1(images)))))] for n in (converted, original))
-    for outputs, network in ((given, converted), (wanted, original)):
+    student_outputs, teacher_outputs = (
+        [n.layer1(n.maxpool(n.act1(n.bn1(n.conv1(images)))))] for n in (converted, original)
+    )
+    for outputs, network in ((student_outputs, converted), (teacher_outputs, original)):
         outputs.append(network.layer4(network.layer3(network.layer2(outputs[0]))))
-    shares = [((a - b) ** 2).mean() / b.var() for a, b in zip(given, wanted, strict=True)]
+    shares = [((a - b) ** 2).mean() / b.var() for a, b in zip(student_outputs, teacher_outputs, strict=True)]
     assert result["block_loss"].item() == pytest.approx(sum(shares).item() / 2, rel=1e-4)
     assert result["loss"].item() == pytest.approx(without["loss"].item() + 3 * result["block_loss"].item(), rel=1e-4)
     assert "block_loss" not in without

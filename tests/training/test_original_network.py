@@ -5,7 +5,7 @@ import finetune
 import surgery
 from surgery.checkpoint.source import MEMORY
 from surgery.training import load_recipe
-from surgery.training.original import find_original
+from surgery.training.original_network import find_original
 from surgery.training.recipe import RecipeError
 
 LIGHT = "channels: [8, 16, 16, 16], layers: [1, 1, 1, 1]"
@@ -23,11 +23,11 @@ def weights(tmp_path, classes):
 
 
 def test_weights_of_a_file_with_a_new_head_and_the_path_not_in_the_manifest(tmp_path):
-    given = weights(tmp_path, 7)
+    trained = weights(tmp_path, 7)
     original = find_original(recipe(f"model.weights={tmp_path / 'w.pth'}"), 10)
     assert original.new == ("fc.weight", "fc.bias")
     assert "new for 10 classes: fc.weight, fc.bias" in original.origin
-    assert torch.equal(original.network.conv1.weight, given.conv1.weight)
+    assert torch.equal(original.network.conv1.weight, trained.conv1.weight)
     surgery.save(original.network, tmp_path / "saved.safetensors")
     assert str(tmp_path).encode() not in (tmp_path / "saved.safetensors").read_bytes()
     assert getattr(surgery.load(tmp_path / "saved.safetensors"), MEMORY).kwargs["num_classes"] == 10

@@ -36,7 +36,7 @@ def find_original(recipe: Recipe, classes: int, *, download: bool = True) -> Ori
     """The recipe's checkpoint, or its model, with pretrained weights, with those of a file, or freshly initialised.
 
     Args:
-        classes: of the data set.
+        classes: of the dataset.
         download: whether pretrained weights may be fetched; without, the network has none in particular.
 
     Raises:
@@ -75,11 +75,11 @@ def _from_name(recipe: Recipe, classes: int, download: bool) -> Original:
 
 
 def _kwargs_with_classes(name: str, kwargs: dict[str, Any], classes: int) -> dict[str, Any]:
-    """A builder's arguments, with the data set's classes where it can be told them and is not."""
+    """A builder's arguments, with the dataset's classes where it can be told them and is not."""
     if "num_classes" in kwargs:
         return kwargs
-    known = {**kwargs, "num_classes": classes}
-    return known if class_tensors(parse_source(name, kwargs), classes) else kwargs
+    with_classes = {**kwargs, "num_classes": classes}
+    return with_classes if class_tensors(parse_source(name, kwargs), classes) else kwargs
 
 
 def _new_of_pretrained(network: nn.Module, source: Source, classes: int) -> tuple[str, ...]:
@@ -99,10 +99,10 @@ def _check_outputs(recipe: Recipe, network: nn.Module, classes: int) -> None:
     model, size = recipe.model, recipe.data.image_size
     with torch.no_grad():
         output = network.eval()(torch.zeros(1, 3, size, size))
-    wanted = (1, classes, size, size) if recipe.data.segments else (1, classes)
-    if isinstance(output, torch.Tensor) and output.shape == wanted:
+    expected = (1, classes, size, size) if recipe.data.segments else (1, classes)
+    if isinstance(output, torch.Tensor) and output.shape == expected:
         return
-    found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    actual = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     remedy = (
         "a network that is to learn other classes begins with model.weights=FILE (its head is made anew, baseline "
         "trains it) in place of model.checkpoint"
@@ -110,6 +110,6 @@ def _check_outputs(recipe: Recipe, network: nn.Module, classes: int) -> None:
         else f"model.kwargs={{num_classes: {classes}}} gives that, mostly"
     )
     raise RecipeError(
-        f"model {model.checkpoint or model.name} gives {found} for one image, data {recipe.data.name} has "
-        f"{classes} classes: {wanted} is needed; {remedy}"
+        f"model {model.checkpoint or model.name} gives {actual} for one image, data {recipe.data.name} has "
+        f"{classes} classes: {expected} is needed; {remedy}"
     )

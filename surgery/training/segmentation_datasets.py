@@ -1,4 +1,4 @@
-"""Data sets of images with label maps: a user's folders, Cityscapes."""
+"""Datasets of images with label maps: a user's folders, Cityscapes."""
 
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import Cityscapes
 
-from surgery.training.data_set import DataSet, data_folder, own_folder
+from surgery.training.image_dataset import ImageDataset, data_folder, own_folder
 from surgery.training.recipe import DataSettings, RecipeError
 from surgery.vision.class_folders import held_out_part
 from surgery.vision.image_files import open_image
@@ -43,7 +43,7 @@ class LabelledImages(Dataset):
         return (image, labels) if self.transform is None else self.transform(image, labels)
 
 
-def segmentation_folder(settings: DataSettings) -> DataSet:
+def segmentation_folder(settings: DataSettings) -> ImageDataset:
     """A user's images and label maps: ``{train,val}/{images,masks}/NAME.*`` (or test in place of val).
 
     Label maps hold the numbers of ``data.classes`` classes; ``data.ignore``, and 255, stand for no class. A file
@@ -63,7 +63,7 @@ def segmentation_folder(settings: DataSettings) -> DataSet:
         parts = [LabelledImages(pairs_below(root / part), labelling) for part in ("train", test.name)]
     except FileNotFoundError as error:
         raise RecipeError(f"data.root={root}: {error}") from None
-    return DataSet(parts[0], parts[1], settings.classes, _names(root / "classes.txt", settings.classes))
+    return ImageDataset(parts[0], parts[1], settings.classes, _names(root / "classes.txt", settings.classes))
 
 
 def _names(path: Path, classes: int) -> tuple[str, ...]:
@@ -75,23 +75,25 @@ def _names(path: Path, classes: int) -> tuple[str, ...]:
     return names
 
 
-CITIES = [each for each in Cityscapes.classes if 0 <= each.train_id < UNLABELLED]
+BENCHMARK_CLASSES = [each for each in Cityscapes.classes if 0 <= each.train_id < UNLABELLED]
 
 
-def cityscapes(settings: DataSettings) -> DataSet:
+def cityscapes(settings: DataSettings) -> ImageDataset:
     """Cityscapes' finely labelled images as they are unpacked: ``leftImg8bit/{train,val}/CITY/*_leftImg8bit.png`` and
     ``gtFine/{train,val}/CITY/*_gtFine_labelIds.png``; the 19 classes that its benchmark judges.
     """
     root = data_folder(settings, "cityscapes", ("leftImg8bit", "gtFine"))
-    labelling = Labelling(len(CITIES), renumbered={each.id: _train_id(each) for each in Cityscapes.classes})
+    labelling = Labelling(
+        len(BENCHMARK_CLASSES), renumbered={city_class.id: _train_id(city_class) for city_class in Cityscapes.classes}
+    )
     parts = [LabelledImages(_cityscapes_pairs(root, part), labelling) for part in ("train", "val")]
-    names = tuple(each.name for each in CITIES)
-    colours = tuple("#{:02x}{:02x}{:02x}".format(*each.color) for each in CITIES)
-    return DataSet(parts[0], parts[1], len(CITIES), names, colours)
+    names = tuple(city_class.name for city_class in BENCHMARK_CLASSES)
+    colours = tuple("#{:02x}{:02x}{:02x}".format(*city_class.color) for city_class in BENCHMARK_CLASSES)
+    return ImageDataset(parts[0], parts[1], len(BENCHMARK_CLASSES), names, colours)
 
 
-def _train_id(known: Any) -> int:
-    return known.train_id if 0 <= known.train_id < UNLABELLED else UNLABELLED
+def _train_id(city_class: Any) -> int:
+    return city_class.train_id if 0 <= city_class.train_id < UNLABELLED else UNLABELLED
 
 
 def _cityscapes_pairs(root: Path, part: str) -> list[tuple[Path, Path]]:
@@ -99,8 +101,8 @@ def _cityscapes_pairs(root: Path, part: str) -> list[tuple[Path, Path]]:
     for kind in ("leftImg8bit", "gtFine"):
         if not (root / kind / part).is_dir():
             raise RecipeError(f"{root} lacks {kind}/{part}/CITY/*.png: unpack {kind}_trainvaltest.zip there")
-    known = Cityscapes(str(root), split=part, mode="fine", target_type="semantic")
-    pairs = [(Path(image), Path(target[0])) for image, target in zip(known.images, known.targets, strict=True)]
+    listing = Cityscapes(str(root), split=part, mode="fine", target_type="semantic")
+    pairs = [(Path(image), Path(target[0])) for image, target in zip(listing.images, listing.targets, strict=True)]
     if not pairs:
         raise RecipeError(f"{root / 'leftImg8bit' / part} has no image CITY/*_leftImg8bit.png")
     for image, mask in pairs:

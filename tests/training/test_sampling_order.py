@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from surgery.training.order import EpochSampler, Seeded
+from surgery.training.sampling_order import EpochSampler, SeededDataset
 
 
 class Draws(Dataset):
@@ -17,7 +17,7 @@ class Draws(Dataset):
 def passes(epoch, first=0, seed=0, workers=0):
     order = EpochSampler(10, 3, seed)
     order.begin(epoch, first)
-    loader = DataLoader(Seeded(Draws(), 10), batch_size=3, sampler=order, num_workers=workers)
+    loader = DataLoader(SeededDataset(Draws(), 10), batch_size=3, sampler=order, num_workers=workers)
     parts = list(loader)
     assert len(parts) == len(loader)
     return torch.cat([index for index, _ in parts]), torch.cat([drawn for _, drawn in parts])

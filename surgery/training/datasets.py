@@ -1,4 +1,4 @@
-"""Data sets by name: training and test images with labels, as timm's loaders take them."""
+"""Datasets by name: training and test images with labels, as timm's loaders take them."""
 
 from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
@@ -11,12 +11,12 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from surgery.training.data_set import DataSet, data_folder, own_folder
+from surgery.training.image_dataset import ImageDataset, data_folder, own_folder
 from surgery.training.image_scan import refuse_or_leave_out
 from surgery.training.recipe import DataSettings, RecipeError, check_key
-from surgery.training.segmentation_sets import cityscapes, segmentation_folder
+from surgery.training.segmentation_datasets import cityscapes, segmentation_folder
 from surgery.training.shards import shards
-from surgery.training.timm_sets import hugging_face_set, torch_set
+from surgery.training.timm_datasets import hugging_face_dataset, torch_dataset
 from surgery.vision.class_folders import ClassFolders, held_out_part
 from surgery.vision.image_files import open_image
 
@@ -24,7 +24,7 @@ SMALL = (32, 32)  # width and height in pixels
 PART_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "eval"})
 
 
-class Images(Dataset):
+class ImagesInMemory(Dataset):
     """Images in memory, uint8 (N, H, W, 3), with labels; ``transform`` is set by timm's loader."""
 
     def __init__(self, pixels: np.ndarray, labels: Sequence[int]) -> None:
@@ -39,75 +39,77 @@ class Images(Dataset):
         """None: all is in memory."""
         return ()
 
-    def without(self, left_out: Container[int]) -> "Images":
+    def without(self, left_out: Container[int]) -> "ImagesInMemory":
         """The same images without those of these indices."""
-        kept = [index for index in range(len(self)) if index not in left_out]
-        return Images(self.pixels[kept], [self.labels[index] for index in kept])
+        remaining = [index for index in range(len(self)) if index not in left_out]
+        return ImagesInMemory(self.pixels[remaining], [self.labels[index] for index in remaining])
 
     def __getitem__(self, index: int) -> tuple[object, int]:
         image = Image.fromarray(self.pixels[index])
         return (image if self.transform is None else self.transform(image)), self.labels[index]
 
 
-def digits(settings: DataSettings) -> DataSet:
+def digits(settings: DataSettings) -> ImageDataset:
     """scikit-learn's 1,797 handwritten digits (8×8, 10 classes), enlarged; one fifth is the test set."""
     bunch = load_digits()
     size = (settings.image_size, settings.image_size)
     small = (bunch.images / 16 * 255).round().astype(np.uint8)
-    large = [Image.fromarray(each).convert("RGB").resize(size, Image.Resampling.BICUBIC) for each in small]
-    images = np.stack([np.asarray(each) for each in large])
+    enlarged = [Image.fromarray(image).convert("RGB").resize(size, Image.Resampling.BICUBIC) for image in small]
+    images = np.stack([np.asarray(image) for image in enlarged])
     labels = [int(label) for label in bunch.target]
     parts = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
-    return DataSet(Images(parts[0], parts[2]), Images(parts[1], parts[3]), 10)
+    return ImageDataset(ImagesInMemory(parts[0], parts[2]), ImagesInMemory(parts[1], parts[3]), 10)
 
 
-def cifar10(settings: DataSettings) -> DataSet:
+def cifar10(settings: DataSettings) -> ImageDataset:
     """CIFAR-10 as image files: ``cifar10/{train,test}/CLASS/*``, decoded at once and kept in memory (180 MB)."""
     return _small_images(settings, "cifar10", 10)
 
 
-def cifar100(settings: DataSettings) -> DataSet:
+def cifar100(settings: DataSettings) -> ImageDataset:
     """CIFAR-100 (fine labels) as image files: ``cifar100/{train,test}/CLASS/*``, kept in memory (180 MB)."""
     return _small_images(settings, "cifar100", 100)
 
 
-def imagenet(settings: DataSettings) -> DataSet:
+def imagenet(settings: DataSettings) -> ImageDataset:
     """ImageNet-1k as its 1,000 folders of images: ``imagenet/{train,val}/WNID/*``."""
     return _folders(data_folder(settings, "imagenet", ("train", "val")), "val", 1000)
 
 
-def folder(settings: DataSettings) -> DataSet:
+def folder(settings: DataSettings) -> ImageDataset:
     """A user's images below ``data.root``: ``{train,val}/CLASS/*`` or ``{train,test}/CLASS/*``, or ``CLASS/*`` alone.
 
     Of the last kind, and of ``train/CLASS/*`` without a val or test, ``data.holdout`` of the images, drawn once and for
     all, are for testing.
     """
     root = own_folder(settings, "CLASS/* or {train,val}/CLASS/*")
-    whole = root / "train" if (root / "train").is_dir() else root
+    image_root = root / "train" if (root / "train").is_dir() else root
     test = held_out_part(root)
-    if test is not None and whole == root:
+    if test is not None and image_root == root:
         raise RecipeError(
             f"data.root={root} has a folder {test.name} but no train: {{train,{test.name}}}/CLASS/* is needed"
         )
     if test is not None:
         return _folders(root, test.name)
     if not settings.holdout:
-        lacking = "no folder val or test" if whole != root else "no folders train and val (or test)"
-        raise RecipeError(f"data.root={root} has {lacking}: data.holdout=0.1 would test on a tenth of {whole}")
-    images = _image_folder(whole)
+        missing = "no folder val or test" if image_root != root else "no folders train and val (or test)"
+        raise RecipeError(f"data.root={root} has {missing}: data.holdout=0.1 would test on a tenth of {image_root}")
+    images = _image_folder(image_root)
     order = np.random.default_rng(0).permutation(len(images)).tolist()
     count = max(1, round(settings.holdout * len(images)))
     if count >= len(images):
-        raise RecipeError(f"data.holdout={settings.holdout} of {len(images)} images in {whole} leaves none to train on")
-    return DataSet(
-        _Part(images, sorted(order[count:])),
-        _Part(images, sorted(order[:count])),
+        raise RecipeError(
+            f"data.holdout={settings.holdout} of {len(images)} images in {image_root} leaves none to train on"
+        )
+    return ImageDataset(
+        _ImageSubset(images, sorted(order[count:])),
+        _ImageSubset(images, sorted(order[:count])),
         len(images.classes),
         tuple(images.classes),
     )
 
 
-class _Part(Dataset):
+class _ImageSubset(Dataset):
     """Some images of a folder, with a ``transform`` of their own."""
 
     def __init__(self, images: ClassFolders, chosen: Sequence[int]) -> None:
@@ -123,16 +125,16 @@ class _Part(Dataset):
         samples = self.images.samples
         return [(samples[index][0],) for index in self.chosen]
 
-    def without(self, left_out: Container[int]) -> "_Part":
+    def without(self, left_out: Container[int]) -> "_ImageSubset":
         """The same part without the images of these indices."""
-        return _Part(self.images, [item for index, item in enumerate(self.chosen) if index not in left_out])
+        return _ImageSubset(self.images, [item for index, item in enumerate(self.chosen) if index not in left_out])
 
     def __getitem__(self, index: int) -> tuple[object, int]:
         image, label = self.images[self.chosen[index]]
         return (image if self.transform is None else self.transform(image)), label
 
 
-DATA_SETS: dict[str, Callable[[DataSettings], DataSet]] = {
+DATASETS: dict[str, Callable[[DataSettings], ImageDataset]] = {
     "digits": digits,
     "cifar10": cifar10,
     "cifar100": cifar100,
@@ -142,11 +144,11 @@ DATA_SETS: dict[str, Callable[[DataSettings], DataSet]] = {
     "segmentation_folder": segmentation_folder,
     "shards": shards,
 }
-NAMED_SETS = {"torch": torch_set, "hfds": hugging_face_set}
+NAMED_DATASETS = {"torch": torch_dataset, "hfds": hugging_face_dataset}
 
 
-def open_data(settings: DataSettings, say: Callable[[str], None] = tqdm.write) -> DataSet:
-    """The recipe's data set, in memory where its images are small.
+def open_dataset(settings: DataSettings, say: Callable[[str], None] = tqdm.write) -> ImageDataset:
+    """The recipe's dataset, in memory where its images are small.
 
     Args:
         say: is told of small images that are left out (``data.skip_unreadable``).
@@ -162,20 +164,22 @@ def open_data(settings: DataSettings, say: Callable[[str], None] = tqdm.write) -
     return replace(data, train=train, test=test)
 
 
-def open_files(settings: DataSettings) -> DataSet:
-    """The recipe's data set without decoding anything; raises RecipeError as :func:`open_data` does."""
+def open_files(settings: DataSettings) -> ImageDataset:
+    """The recipe's dataset without decoding anything; raises RecipeError as :func:`open_dataset` does."""
     source, _, name = settings.name.partition("/")
-    if name and source in NAMED_SETS:
-        return NAMED_SETS[source](settings)
-    check_key("data.name", settings.name, [*DATA_SETS, *(f"{source}/NAME" for source in NAMED_SETS)])
-    return DATA_SETS[settings.name](settings)
+    if name and source in NAMED_DATASETS:
+        return NAMED_DATASETS[source](settings)
+    check_key("data.name", settings.name, [*DATASETS, *(f"{source}/NAME" for source in NAMED_DATASETS)])
+    return DATASETS[settings.name](settings)
 
 
-def _small_images(settings: DataSettings, name: str, classes: int) -> DataSet:
+def _small_images(settings: DataSettings, name: str, classes: int) -> ImageDataset:
     return _folders(data_folder(settings, name, ("train", "test")), "test", classes, _SmallImages)
 
 
-def _folders(folder: Path, test: str, classes: int | None = None, kind: type[ClassFolders] = ClassFolders) -> DataSet:
+def _folders(
+    folder: Path, test: str, classes: int | None = None, kind: type[ClassFolders] = ClassFolders
+) -> ImageDataset:
     """The parts ``train`` and ``test`` of a folder, with the same classes (as many as given)."""
     parts = [_image_folder(folder / name, kind) for name in ("train", test)]
     first = parts[0].classes
@@ -187,7 +191,7 @@ def _folders(folder: Path, test: str, classes: int | None = None, kind: type[Cla
             )
         if classes is not None and len(part.classes) != classes:
             raise RecipeError(f"{part.root} has {len(part.classes)} class folders, {classes} are needed")
-    return DataSet(parts[0], parts[1], len(first), tuple(first))
+    return ImageDataset(parts[0], parts[1], len(first), tuple(first))
 
 
 def _image_folder(folder: Path, kind: type[ClassFolders] = ClassFolders) -> ClassFolders:
@@ -233,7 +237,7 @@ def _small_image(path: str) -> Image.Image:
     return image
 
 
-def _in_memory(folder: _SmallImages, skip_unreadable: bool, say: Callable[[str], None]) -> Images:
+def _in_memory(folder: _SmallImages, skip_unreadable: bool, say: Callable[[str], None]) -> ImagesInMemory:
     part, total = Path(folder.root).name, len(folder.samples)
     bar = tqdm(folder.samples, f"reading {part} images", leave=False, unit="image", mininterval=0.5)
     pixels, labels, unreadable = [], [], []
@@ -244,4 +248,4 @@ def _in_memory(folder: _SmallImages, skip_unreadable: bool, say: Callable[[str],
         except ValueError as error:
             unreadable.append(str(error))
     refuse_or_leave_out(part, unreadable, total, skip_unreadable, say)
-    return Images(np.stack(pixels), labels)
+    return ImagesInMemory(np.stack(pixels), labels)

@@ -1,4 +1,4 @@
-"""torchvision's and Hugging Face's data sets, from files in their real layout."""
+"""torchvision's and Hugging Face's datasets, from files in their real layout."""
 
 import hashlib
 import pickle
@@ -13,8 +13,8 @@ from PIL import Image
 
 import finetune
 from surgery.training import load_recipe
-from surgery.training.data import make_loader
-from surgery.training.data_sets import open_data
+from surgery.training.data_loading import make_loader
+from surgery.training.datasets import open_dataset
 from surgery.training.recipe import DataSettings, RecipeError
 
 
@@ -66,7 +66,7 @@ def folders(root, parts=("train", "test"), classes=("cat", "dog")):
 
 def test_grey_images_come_as_rgb(tmp_path):
     chosen = settings("torch/fashion_mnist", fashion_mnist(tmp_path))
-    data = open_data(chosen)
+    data = open_dataset(chosen)
     assert (len(data.train), len(data.test), data.classes, data.names[8]) == (6, 4, 10, "Bag")
     image, label = data.train[5]
     assert (image.mode, label) == ("RGB", 5)
@@ -78,7 +78,7 @@ def test_grey_images_come_as_rgb(tmp_path):
 
 def test_cifar10(tmp_path, monkeypatch):
     root, batch = cifar10(tmp_path, monkeypatch)
-    data = open_data(settings("torch/cifar10", root))
+    data = open_dataset(settings("torch/cifar10", root))
     assert (len(data.train), len(data.test), data.classes, data.names[3]) == (50, 10, 10, "class3")
     image, label = data.test[3]
     assert label == 3
@@ -87,22 +87,22 @@ def test_cifar10(tmp_path, monkeypatch):
 
 def test_folders_by_torchvision(tmp_path):
     folders(tmp_path)
-    data = open_data(settings("torch/image_folder", tmp_path, splits=("train", "test")))
+    data = open_dataset(settings("torch/image_folder", tmp_path, splits=("train", "test")))
     assert (len(data.train), data.classes, data.names) == (4, 2, ("cat", "dog"))
     (tmp_path / "test/cat/0.png").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"torch/image_folder, split test: image 0: .*cannot identify"):
         data.test[0]
     with pytest.raises(RecipeError, match=r"data\.splits=\['train', 'validation'\]: there is no folder validation in"):
-        open_data(settings("torch/image_folder", tmp_path))
+        open_dataset(settings("torch/image_folder", tmp_path))
     folders(tmp_path, parts=("val",), classes=("bird", "dog"))
     with pytest.raises(RecipeError, match="do not have the same classes: bird, cat"):
-        open_data(settings("torch/image_folder", tmp_path))
+        open_dataset(settings("torch/image_folder", tmp_path))
 
 
 def test_inaturalist_names_its_categories(tmp_path):
     kinds = [f"{n:05d}_Animalia_Chordata_Aves_Order_Family_Genus_kind{n}" for n in range(3)]
     folders(tmp_path, parts=("2021_train", "2021_valid"), classes=kinds)
-    data = open_data(settings("torch/inaturalist", tmp_path))
+    data = open_dataset(settings("torch/inaturalist", tmp_path))
     assert (len(data.train), data.classes, data.names) == (6, 3, tuple(kinds))
     assert data.test[5][1] == 2
 
@@ -127,7 +127,7 @@ def test_torchvision_sets_that_will_not_do(tmp_path, monkeypatch, change, messag
     monkeypatch.delenv("SURGERY_DATA", raising=False)
     chosen = {"name": "torch/fashion_mnist", "root": fashion_mnist(tmp_path)} | change
     with pytest.raises(RecipeError, match=message):
-        open_data(settings(**chosen))
+        open_dataset(settings(**chosen))
 
 
 def test_a_damaged_file_of_torchvision(tmp_path):
@@ -135,7 +135,7 @@ def test_a_damaged_file_of_torchvision(tmp_path):
     for content in (b"", b"no", (raw / "train-images-idx3-ubyte").read_bytes()[:-9]):
         (raw / "train-images-idx3-ubyte").write_bytes(content)
         with pytest.raises(RecipeError, match=r"torch/fashion_mnist, split train: torchvision\.datasets\.FashionMNIST"):
-            open_data(settings("torch/fashion_mnist", tmp_path))
+            open_dataset(settings("torch/fashion_mnist", tmp_path))
 
 
 @pytest.fixture
@@ -151,12 +151,12 @@ def hugging_face(tmp_path, name=None, **more):
 
 def test_a_local_folder_of_hugging_face(tmp_path, library):
     folders(tmp_path / "Pets")
-    data = open_data(hugging_face(tmp_path))
+    data = open_dataset(hugging_face(tmp_path))
     assert (len(data.train), len(data.test), data.classes, data.names) == (4, 4, 2, ("cat", "dog"))
     image, label = data.test[3]
     assert (image.mode, label) == ("RGB", 1)
     assert np.array_equal(np.asarray(image)[:, :, 2], pixels(28, 28))
-    halves = open_data(hugging_face(tmp_path, splits=("train[:75%]", "train[75%:]")))
+    halves = open_dataset(hugging_face(tmp_path, splits=("train[:75%]", "train[75%:]")))
     assert (len(halves.train), len(halves.test)) == (3, 1)
     alone, helped = (
         next(iter(make_loader(data.train, hugging_face(tmp_path, workers=workers), training=True)))
@@ -178,14 +178,14 @@ def test_parquet_files(tmp_path, library):
     parquet(tmp_path / "Pets", library, images, [0, 2, 1])
     columns = ("img", "number")
     with pytest.raises(RecipeError, match=r"data\.columns=\['image', 'label'\]: hfds/.*has the columns img, number"):
-        open_data(hugging_face(tmp_path))
+        open_dataset(hugging_face(tmp_path))
     with pytest.raises(RecipeError, match=r"does not say how many classes it has: data\.classes is needed"):
-        open_data(hugging_face(tmp_path, columns=columns))
+        open_dataset(hugging_face(tmp_path, columns=columns))
     with pytest.raises(
         RecipeError, match=r"column 'number' holds 2: integers from 0 to 1 are needed \(data.classes=2\)"
     ):
-        open_data(hugging_face(tmp_path, columns=columns, classes=2))
-    data = open_data(hugging_face(tmp_path, columns=columns, classes=3))
+        open_dataset(hugging_face(tmp_path, columns=columns, classes=2))
+    data = open_dataset(hugging_face(tmp_path, columns=columns, classes=3))
     assert (len(data.train), data.classes, data.names, data.train[1][1]) == (3, 3, (), 2)
     for index, message in ((0, "the file is no image that can be read"), (2, "there is no image in this row")):
         with pytest.raises(ValueError, match=f"split test: image {index}: {message}"):
@@ -196,24 +196,24 @@ def test_labels_that_are_words_or_missing(tmp_path, library):
     image = Image.fromarray(pixels(28, 28))
     parquet(tmp_path / "Pets", library, [image], ["cat"], library.Value("string"))
     with pytest.raises(RecipeError, match=r"column 'number' holds 'cat': integers"):
-        open_data(hugging_face(tmp_path, columns=("img", "number"), classes=3))
+        open_dataset(hugging_face(tmp_path, columns=("img", "number"), classes=3))
     parquet(tmp_path / "More", library, [image], [-1], library.ClassLabel(names=["cat", "dog"]))
     with pytest.raises(RecipeError, match=r"split train: column 'number' holds -1: integers from 0 to 1"):
-        open_data(hugging_face(tmp_path, f"hfds/{tmp_path / 'More'}", columns=("img", "number")))
+        open_dataset(hugging_face(tmp_path, f"hfds/{tmp_path / 'More'}", columns=("img", "number")))
 
 
 def test_from_the_cache_but_never_from_the_hub(tmp_path, library):
     folders(tmp_path / "Pets")
-    open_data(hugging_face(tmp_path))
+    open_dataset(hugging_face(tmp_path))
     with pytest.raises(
         RecipeError, match=r"data\.name=hfds/me/pets is no folder and not in the cache.*load_dataset\('me"
     ):
-        open_data(hugging_face(tmp_path, "hfds/me/pets"))
+        open_dataset(hugging_face(tmp_path, "hfds/me/pets"))
     prepared = next((tmp_path / "cache").rglob("dataset_info.json")).parent
     shutil.copytree(prepared, tmp_path / "cache/me___pets/default/0.0.0/hash")
     for file in (tmp_path / "cache/me___pets").rglob("*.arrow"):
         file.rename(file.with_name(file.name.replace("imagefolder", "pets")))
-    assert open_data(hugging_face(tmp_path, "hfds/me/pets")).names == ("cat", "dog")
+    assert open_dataset(hugging_face(tmp_path, "hfds/me/pets")).names == ("cat", "dog")
 
 
 @pytest.mark.parametrize(
@@ -227,13 +227,13 @@ def test_from_the_cache_but_never_from_the_hub(tmp_path, library):
 def test_hugging_face_sets_that_will_not_do(tmp_path, library, change, message):
     folders(tmp_path / "Pets")
     with pytest.raises(RecipeError, match=message):
-        open_data(hugging_face(tmp_path, **change))
+        open_dataset(hugging_face(tmp_path, **change))
 
 
 def test_without_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(RecipeError, match=r"data\.name=hfds/.*needs a package: pip install datasets"):
-        open_data(hugging_face(tmp_path))
+        open_dataset(hugging_face(tmp_path))
 
 
 def test_dry_run_on_a_named_set(tmp_path, capsys):

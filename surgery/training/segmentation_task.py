@@ -17,7 +17,7 @@ from surgery.vision.segmentation import WHOLE, View, confusion, mean_iou, segmen
 
 
 @dataclass(frozen=True)
-class Segmenting:
+class SemanticSegmentation:
     """Mean IoU of the classes, over whole images or windows of them."""
 
     auxiliary_weight: float = 0.4
@@ -43,8 +43,8 @@ class Segmenting:
         total = torch.zeros((), dtype=torch.int64, device=accelerator.device)
         with torch.inference_mode():
             for images, labels in watched(loader, accelerator):
-                found = segment(model, images.to(accelerator.device), self.view)
-                counts = confusion(found, labels.to(accelerator.device))
+                probabilities = segment(model, images.to(accelerator.device), self.view)
+                counts = confusion(probabilities, labels.to(accelerator.device))
                 total = total + cast(Tensor, accelerator.gather_for_metrics(counts[None])).sum(0)
         return mean_iou(total)
 
@@ -79,11 +79,11 @@ class PixelDistillationTask(BlockDistillationTask):
         output = self.trainable_module(input)
         task_loss = self.criterion(output, target)
         with torch.no_grad():
-            wanted = self.teacher(input)
-        given = output if isinstance(output, Tensor) else output[0]
+            teacher_logits = self.teacher(input)
+        student_logits = output if isinstance(output, Tensor) else output[0]
         t = self.temperature
-        shares = [(logits.float() / t).log_softmax(1) for logits in (given, cast(Tensor, wanted))]
-        pixels = given.numel() // given.shape[1]
+        shares = [(logits.float() / t).log_softmax(1) for logits in (student_logits, cast(Tensor, teacher_logits))]
+        pixels = student_logits.numel() // student_logits.shape[1]
         kd_loss = kl_div(shares[0], shares[1], reduction="sum", log_target=True) * t**2 / pixels
         loss = self.task_loss_weight * task_loss + self.distill_loss_weight * kd_loss
-        return {"loss": loss, "output": given, "task_loss": task_loss, "kd_loss": kd_loss}
+        return {"loss": loss, "output": student_logits, "task_loss": task_loss, "kd_loss": kd_loss}

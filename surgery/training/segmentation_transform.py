@@ -13,7 +13,9 @@ from surgery.training.recipe import DataSettings
 from surgery.vision.label_maps import UNLABELLED
 
 
-def paired_transform(settings: DataSettings, training: bool) -> Callable[[Image.Image, Tensor], tuple[Tensor, Tensor]]:
+def segmentation_transform(
+    settings: DataSettings, training: bool
+) -> Callable[[Image.Image, Tensor], tuple[Tensor, Tensor]]:
     """From a PIL image and labels, uint8 (H, W), to float32 (3, h, w), normalised, and int64 (h, w)."""
     last = [v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64}, scale=True)]
     steps = v2.Compose(

@@ -1,4 +1,4 @@
-"""Data sets of torchvision (``torch/NAME``) and of Hugging Face (``hfds/NAME``) by timm, from files that are here."""
+"""Datasets of torchvision (``torch/NAME``) and of Hugging Face (``hfds/NAME``) by timm, from files that are here."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,11 +8,11 @@ from PIL import Image
 from timm.data import create_dataset
 from torch.utils.data import Dataset
 
-from surgery.training.data_set import DataSet, data_root
+from surgery.training.image_dataset import ImageDataset, data_root
 from surgery.training.recipe import DataSettings, RecipeError, check_key
 from surgery.vision.image_files import decode_image
 
-TORCH_SETS = {
+TORCH_DATASETS = {
     "cifar10": "CIFAR10",
     "cifar100": "CIFAR100",
     "mnist": "MNIST",
@@ -28,10 +28,10 @@ TWO_PARTS = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist"
 SPLITS = ("train", "training", "test", "val", "valid", "validation", "eval", "evaluation")
 
 
-class Pictures(Dataset):
-    """Images of another data set in RGB, with a ``transform`` of their own; ``read`` gives one of them, and its label.
+class RGBImages(Dataset):
+    """Images of another dataset in RGB, with a ``transform`` of their own; ``read`` gives one of them, and its label.
 
-    A damaged one raises ValueError, where timm's own data set would give the next one in its place.
+    A damaged one raises ValueError, where timm's own dataset would give the next one in its place.
     """
 
     def __init__(self, source: Any, read: Callable[[Any, int], tuple[Image.Image, int]], name: str) -> None:
@@ -55,19 +55,19 @@ class Pictures(Dataset):
         return (image if self.transform is None else self.transform(image)), int(label)
 
 
-def torch_set(settings: DataSettings) -> DataSet:
+def torch_dataset(settings: DataSettings) -> ImageDataset:
     """A classification set of torchvision in its layout below ``data.root``; ``validation`` is also its test part."""
     name = settings.name.partition("/")[2]
-    check_key("data.name", settings.name, [f"torch/{each}" for each in TORCH_SETS])
+    check_key("data.name", settings.name, [f"torch/{dataset}" for dataset in TORCH_DATASETS])
     if name in TWO_PARTS:
         for split in settings.splits:
             check_key("data.splits", split, SPLITS)  # timm takes whatever it does not know for the test part
     train, test = (_torch_part(settings, name, split) for split in settings.splits)
-    names, others = _torch_names(train), _torch_names(test)
-    if names != others:
-        different = sorted(set(names) ^ set(others))
+    class_names, test_names = _torch_names(train), _torch_names(test)
+    if class_names != test_names:
+        different = sorted(set(class_names) ^ set(test_names))
         raise RecipeError(f"{settings.name}: the splits do not have the same classes: {', '.join(different[:5])}")
-    return _data_set(settings, (train, test), _torch_image, names)
+    return _rgb_dataset(settings, (train, test), _torch_image, class_names)
 
 
 def _torch_part(settings: DataSettings, name: str, split: str) -> Any:
@@ -76,7 +76,8 @@ def _torch_part(settings: DataSettings, name: str, split: str) -> Any:
         part: Any = create_dataset(settings.name, root=root, split=split, download=False)
     except (RuntimeError, OSError, ValueError, AssertionError) as error:
         raise RecipeError(
-            f"data.name={settings.name}, split {split}: torchvision.datasets.{TORCH_SETS[name]}({root!r}) says: {error}"
+            f"data.name={settings.name}, split {split}: torchvision.datasets.{TORCH_DATASETS[name]}({root!r}) says: "
+            f"{error}"
         ) from None
     if name == "image_folder" and str(part.root) == root:  # timm falls back on all of it
         raise RecipeError(f"data.splits={list(settings.splits)}: there is no folder {split} in data.root={root}")
@@ -93,14 +94,14 @@ def _torch_image(source: Any, index: int) -> tuple[Image.Image, int]:
     return image.convert("RGB"), label
 
 
-def hugging_face_set(settings: DataSettings) -> DataSet:
-    """A data set of Hugging Face: a local folder, or one by name that the library ``datasets`` has in its cache."""
+def hugging_face_dataset(settings: DataSettings) -> ImageDataset:
+    """A dataset of Hugging Face: a local folder, or one by name that the library ``datasets`` has in its cache."""
     train, test = (_hugging_face_part(settings, split) for split in settings.splits)
     label = settings.columns[1]
-    names = tuple(getattr(train.reader.dataset.features[label], "names", ()))
-    data = _data_set(settings, (train, test), _hugging_face_image, names)
+    class_names = tuple(getattr(train.reader.dataset.features[label], "names", ()))
+    data = _rgb_dataset(settings, (train, test), _hugging_face_image, class_names)
     for part, split in zip((train, test), settings.splits, strict=True):
-        wrong = [each for each in part.reader.dataset.unique(label) if each not in range(data.classes)]
+        wrong = [value for value in part.reader.dataset.unique(label) if value not in range(data.classes)]
         if wrong:
             raise RecipeError(
                 f"{settings.name}, split {split}: column {label!r} holds {wrong[0]!r}: integers from 0 to "
@@ -153,13 +154,15 @@ def _hugging_face_image(source: Any, index: int) -> tuple[Image.Image, int]:
         return decode_image(file, "the file"), label
 
 
-def _data_set(settings: DataSettings, parts: Sequence[Any], read: Callable, names: tuple[str, ...]) -> DataSet:
-    if names and settings.classes not in (None, len(names)):
-        raise RecipeError(f"data.classes={settings.classes}: {settings.name} has {len(names)} classes")
-    if not names and settings.classes is None:
+def _rgb_dataset(
+    settings: DataSettings, parts: Sequence[Any], read: Callable, class_names: tuple[str, ...]
+) -> ImageDataset:
+    if class_names and settings.classes not in (None, len(class_names)):
+        raise RecipeError(f"data.classes={settings.classes}: {settings.name} has {len(class_names)} classes")
+    if not class_names and settings.classes is None:
         raise RecipeError(f"{settings.name} does not say how many classes it has: data.classes is needed")
     train, test = (
-        Pictures(part, read, f"{settings.name}, split {split}")
+        RGBImages(part, read, f"{settings.name}, split {split}")
         for part, split in zip(parts, settings.splits, strict=True)
     )
-    return DataSet(train, test, settings.classes or len(names), names)
+    return ImageDataset(train, test, settings.classes or len(class_names), class_names)

@@ -1,4 +1,4 @@
-"""What a data set is to a recipe, and where its files are."""
+"""What a dataset is to a recipe, and where its files are."""
 
 import os
 from collections.abc import Container, Sequence
@@ -15,7 +15,7 @@ DATA_VARIABLE = "SURGERY_DATA"
 
 @runtime_checkable
 class ImageFiles(Protocol):
-    """A part of a data set whose items are files each: an image, or an image and its label map."""
+    """A part of a dataset whose items are files each: an image, or an image and its label map."""
 
     @property
     def files(self) -> Sequence[tuple[Path | str, ...]]:
@@ -28,7 +28,7 @@ class ImageFiles(Protocol):
 
 
 @dataclass(frozen=True)
-class DataSet:
+class ImageDataset:
     """Training and test images, (PIL, label) or (PIL, label map), and the number of classes.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Batches of a data set, transformed."""
+"""Batches of a dataset, transformed."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from torchvision.transforms import Compose, PILToTensor, RandomCrop
 
-from surgery.training.order import EpochSampler, Seeded
-from surgery.training.paired_transform import paired_transform
 from surgery.training.recipe import DataSettings
+from surgery.training.sampling_order import EpochSampler, SeededDataset
+from surgery.training.segmentation_transform import segmentation_transform
 from surgery.training.stopping import leave_signals_to_parent
 
 
@@ -22,7 +22,9 @@ def make_loader(images: Dataset, settings: DataSettings, training: bool, batch_s
     Test images with label maps differ in size, so they come one by one.
     """
     prepared = cast(Any, copy.copy(images))
-    prepared.transform = paired_transform(settings, training) if settings.segments else _transform(settings, training)
+    prepared.transform = (
+        segmentation_transform(settings, training) if settings.segments else _transform(settings, training)
+    )
     size = 1 if settings.segments and not training else batch_size or settings.batch_size
     common: dict[str, Any] = {
         "batch_size": size,
@@ -34,9 +36,9 @@ def make_loader(images: Dataset, settings: DataSettings, training: bool, batch_s
     if not training:
         return DataLoader(prepared, **common)
     if not settings.segments:
-        common["collate_fn"] = Normalising(settings.mean, settings.std)
+        common["collate_fn"] = NormalisingCollate(settings.mean, settings.std)
     order = EpochSampler(len(prepared), size)
-    return DataLoader(Seeded(prepared, len(prepared)), sampler=order, drop_last=len(prepared) >= size, **common)
+    return DataLoader(SeededDataset(prepared, len(prepared)), sampler=order, drop_last=len(prepared) >= size, **common)
 
 
 def _transform(settings: DataSettings, training: bool) -> Any:
@@ -59,14 +61,14 @@ def _transform(settings: DataSettings, training: bool) -> Any:
     return Compose([*transform.transforms[:-2], PILToTensor()])  # the last two make numbers of it and normalise
 
 
-class Normalising:
+class NormalisingCollate:
     """Training images, uint8, as one batch of float32, and their labels.
 
     As timm's loaders do, a batch is normalised at once: for small images that takes a fraction of the time.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.mean, self.std = (torch.tensor(each).view(-1, 1, 1) for each in (mean, std))
+        self.mean, self.std = (torch.tensor(statistic).view(-1, 1, 1) for statistic in (mean, std))
 
     def __call__(self, items: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
         images, labels = default_collate(list(items))

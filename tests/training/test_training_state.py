@@ -8,7 +8,7 @@ from accelerate import Accelerator
 import finetune
 from surgery.training import trainer as trainer_module
 from surgery.training.recipe import RecipeError
-from surgery.training.state import TrainingState
+from surgery.training.training_state import TrainingState
 from tests.training.test_job import SMALL
 
 resource = pytest.importorskip("resource")

@@ -13,7 +13,7 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
 
 
 @contextmanager
-def kept(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+def frozen_statistics(norms: Sequence[_BatchNorm]) -> Iterator[None]:
     """What ``norms`` compute while this is entered does not count: activations computed again are no further batch."""
     before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]  # type: ignore[union-attr]
     try:

@@ -11,7 +11,7 @@ EPOCHS = 1 << 20  # more than any training has
 
 
 class EpochSampler(Sampler[int]):
-    """All indices in an order of the epoch's own, from any place in it, as keys that :class:`Seeded` reads.
+    """All indices in an order of the epoch's own, from any place in it, as keys that :class:`SeededDataset` reads.
 
     A key is (seed, epoch, index) in one number, so that a process which loads images need not be told of them.
     """
@@ -43,8 +43,8 @@ class EpochSampler(Sampler[int]):
         return (pass_number * self.length + int(index) for index in order[self.first :])
 
 
-class Seeded(Dataset):
-    """A data set whose items, read by the keys of :class:`EpochSampler`, draw from (seed, epoch, index) alone.
+class SeededDataset(Dataset):
+    """A dataset whose items, read by the keys of :class:`EpochSampler`, draw from (seed, epoch, index) alone.
 
     Reading an item seeds Python's, NumPy's and torch's generators of the process that reads it.
     """

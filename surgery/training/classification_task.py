@@ -17,7 +17,7 @@ from surgery.training.task import Mixer, watched
 
 
 @dataclass(frozen=True)
-class Classifying:
+class ImageClassification:
     """Top-1 accuracy among ``classes``."""
 
     classes: int
