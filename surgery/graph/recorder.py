@@ -150,7 +150,9 @@ def _run(model: nn.Module, skeleton: nn.Module, images: Tensor, listed: bool) ->
 
 
 def _is_leaf(name: str, module: nn.Module, kind: str) -> bool:
-    if isinstance(module, SurgeryLayer | torch.jit.ScriptModule) or kind == "norm":
+    if isinstance(module, SurgeryLayer):
+        return module.opaque
+    if isinstance(module, torch.jit.ScriptModule) or kind == "norm":
         return True
     return name != "" and (next(module.children(), None) is None or kind in ("act", "scale"))
 

@@ -42,7 +42,7 @@ class Cost:
     Attributes:
         macs: multiply-accumulates of convolutions and linears (the convention of fvcore and torch's flop counter,
             which counts 2 each).
-        flops: everything, by the formulas of PiX supplement C and D.
+        flops: everything: besides these, norms, activations, pooling, sums and products of maps.
         params: number of parameters.
         memory: bytes that the operations write in the model's dtype; norms and activations work in place. It is the
             traffic of one forward, neither the peak nor the weights.
@@ -124,7 +124,7 @@ def _own_params(graph: ModelGraph, node: fx.Node) -> int:
 
 
 def node_cost(graph: ModelGraph, node: fx.Node) -> OpCost:
-    """Cost of one recorded operation for one image (PiX supplement C)."""
+    """Cost of one recorded operation for one image."""
     count = _COUNTERS.get(node.meta.get("kind", ""))
     if count is None or not node.meta.get("shape"):
         return OpCost()

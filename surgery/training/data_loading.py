@@ -79,7 +79,7 @@ def calibration_images(images: Dataset, settings: DataSettings, count: int, seed
     """Batches of ``count`` training images, chosen by the seed, without their labels.
 
     They are prepared as for evaluation; images with label maps as for training, so that all have one size, the one that
-    a PiX layer's pooled descriptor is to be calibrated to.
+    layers which pool the whole map are to be calibrated to.
     """
     for batch in _chosen(images, settings, seed, slice(count)):
         yield batch[0]

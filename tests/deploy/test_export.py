@@ -19,7 +19,8 @@ from surgery.deploy import export as exporting
 from surgery.deploy import formats
 from surgery.deploy.checking import TOLERANCE
 from surgery.methods.pix.layer import PiX
-from surgery.methods.pix.lowering import ComposedPiX, compose
+from surgery.methods.pix.lowering import ComposedPiX
+from surgery.methods.pix.ops import reference
 from surgery.vision.preprocessing import Preprocessing
 from tests.small_models import LooksAtValues, Net
 
@@ -123,7 +124,7 @@ def test_every_variant_composed_in_other_dtypes(dtype):
     x = torch.randn(2, 16, 5, 7).to(dtype)
     for layer in EveryPiX().eval().to(dtype).layers:
         with torch.no_grad():
-            expected, found = layer(x), compose(layer)(x)
+            expected, found = layer(x), exporting.lowered(layer)(x)
         assert found.dtype == dtype
         torch.testing.assert_close(found, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
@@ -131,7 +132,7 @@ def test_every_variant_composed_in_other_dtypes(dtype):
 def test_sums_of_half_floats_do_not_overflow():
     x = torch.full((1, 16, 2, 2), 3e4, dtype=torch.float16)
     layer = PiX(16, 4, grouping="strided", operator="avg", tau=0).eval().half()
-    assert compose(layer)(x).isfinite().all()
+    assert exporting.lowered(layer)(x).isfinite().all()
 
 
 def test_infinite_maps_stay_what_they_are():
@@ -142,7 +143,7 @@ def test_infinite_maps_stay_what_they_are():
         p = torch.rand(1, 4, 1, 1)
         composed = ComposedPiX(layer)
         composed._predict = lambda x, p=p: p
-        expected = surgery.layers.pix.reference.fuse(x, p.flatten(1), 0.5, "threshold", "max+avg", [1, 1], grouping)
+        expected = reference.fuse(x, p.flatten(1), 0.5, "threshold", "max+avg", [1, 1], grouping)
         torch.testing.assert_close(composed(x), expected)
 
 
