@@ -16,9 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 from surgery.bench import interleaved
-from surgery.bench.operator import SIZES
 from surgery.core.table import table
 from surgery.methods.pix import ops
+from surgery.methods.pix.operator_benchmark import SIZES
 
 BLOCK = 256
 

@@ -17,14 +17,15 @@ from surgery.calibration.folder import folder_batches
 from surgery.checkpoint.source import MEMORY, build
 from surgery.core.errors import NoSitesError, SourceError, SurgeryError
 from surgery.core.extras import check_extra
-from surgery.core.surgery_layer import SurgeryLayer
 from surgery.core.table import si, table
 from surgery.core.user_modules import add_import_option, import_user_modules
 from surgery.deploy.formats import FORMATS
 from surgery.graph.input_size import InputSize
+from surgery.planning.default_method import default_method
 from surgery.planning.registry import methods
 from surgery.planning.request import HEADS, MODES, PROJECTIONS
 from surgery.training.command import main as finetune
+from surgery.transforms.changed import changed_modules, is_converted
 from surgery.vision import segmentation
 from surgery.vision.classification import evaluate, predict, prediction_table
 
@@ -189,7 +190,8 @@ def _add_model(command: argparse.ArgumentParser, many: bool = False) -> None:
 
 
 def _add_surgery(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--method", default="pix", help=f"one of: {', '.join(methods())} (default: pix)")
+    default = default_method()
+    command.add_argument("--method", default=default, help=f"one of: {', '.join(methods())} (default: {default})")
     command.add_argument("--zeta", type=_zeta, help="dominating ratio, such as 4, or per pattern: layer3=8,layer4=8")
     command.add_argument("--mode", default="squeeze", help=f"one of: {', '.join(MODES)} (default: squeeze)")
     command.add_argument(
@@ -356,7 +358,7 @@ def _pairs(given: argparse.Namespace) -> Iterator[tuple[str, nn.Module, nn.Modul
     """(name, original, converted): a converted file's original is built anew, anything else is converted here."""
     for name in given.names:
         model = _model(argparse.Namespace(**{**vars(given), "name": name}))
-        if any(isinstance(module, SurgeryLayer) for module in model.modules()):
+        if is_converted(model):
             source = surgery.Source(**surgery.checkpoint.read(name)[0]["source"])
             yield name, build(source), model
         else:
@@ -375,8 +377,9 @@ def _load_check(given: argparse.Namespace) -> str:
     model = surgery.load(given.name)
     source = surgery.Source(**manifest["source"])
     versions = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
+    edits = f"{len(manifest['edits'])} edits change {len(changed_modules(model))} modules"
     return (
-        f"{given.name}: sound\n  made from {source}; {len(manifest['edits'])} edits; {len(tensors)} tensors\n"
+        f"{given.name}: sound\n  made from {source}; {edits}; {len(tensors)} tensors\n"
         f"  written by {versions}\n"
         f"  loads as {type(model).__name__} with {si(sum(p.numel() for p in model.parameters()))} parameters"
     )

@@ -24,6 +24,7 @@ from surgery.bench.networks import threads_set_to
 from surgery.bench.timing import Timing, interleaved
 from surgery.core.errors import SurgeryError
 from surgery.core.table import table
+from surgery.training.auxiliary_losses import whole_loss
 from surgery.training.block_distillation import distilled_blocks
 from surgery.training.data_loading import make_loader
 from surgery.training.datasets import open_dataset
@@ -208,7 +209,7 @@ def _bare(setup: _Setup) -> Callable[[], object]:
     turn = itertools.count(1)
 
     def step() -> None:
-        loss = objective(images, labels)["loss"]
+        loss = whole_loss(objective, images, labels)
         scaler.scale(loss / settings.accumulate).backward()
         if next(turn) % settings.accumulate == 0:
             scaler.step(optimizer)

@@ -13,8 +13,8 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from surgery.core.eval_mode import eval_mode
-from surgery.core.surgery_layer import SurgeryLayer
 from surgery.training.recipe import TrainSettings
+from surgery.transforms.changed import changes
 from surgery.transforms.edit import check_same_order
 
 
@@ -96,7 +96,9 @@ def _share(output: Tensor, target: Tensor) -> Tensor:
 
 
 def common_blocks(student: nn.Module, teacher: nn.Module, images: Tensor) -> list[str]:
-    """The smallest modules around each converted layer that give one map, of the same shape in both networks.
+    """The smallest modules around each changed layer that give one map, of the same shape in both networks.
+
+    Changed is what the student's history says was replaced, inserted or resized.
 
     Args:
         images: (N, C, H, W); both networks run once on them, in eval mode.
@@ -105,7 +107,8 @@ def common_blocks(student: nn.Module, teacher: nn.Module, images: Tensor) -> lis
         ValueError: there is none, or the networks have their channels in different orders.
     """
     check_same_order(student, teacher)
-    layers = [name for name, module in student.named_modules() if isinstance(module, SurgeryLayer)]
+    changed = changes(student)
+    layers = {*changed.added, *changed.resized}
     parents = {name: [name.rsplit(".", n)[0] for n in range(1, name.count(".") + 1)] for name in layers}
     teacher_modules = {name for name, _ in teacher.named_modules()}
     shared_parents = sorted({parent for candidates in parents.values() for parent in candidates} & teacher_modules)

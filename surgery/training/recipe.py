@@ -19,6 +19,7 @@ from timm.optim import list_optimizers
 from surgery.checkpoint.builder_arguments import plain_arguments
 from surgery.core.errors import SourceError
 from surgery.core.user_modules import import_user_modules
+from surgery.planning.default_method import default_method
 from surgery.planning.registry import methods
 from surgery.planning.request import MODES
 from surgery.training.recipe_errors import RecipeError, check_key, raises_recipe_errors
@@ -255,7 +256,9 @@ class SurgerySettings:
 
     PREFIX: ClassVar[str] = "surgery"
 
-    method: MethodName = Field(default="pix", description="what the surgery puts in the place of a convolution")
+    method: MethodName = Field(
+        default_factory=default_method, description="what the surgery puts in the place of a convolution"
+    )
     zeta: Annotated[Whole, Field(ge=1, le=1 << 16)] | dict[str, Whole] | None = Field(
         default=None,
         description="channels of a subset: one number, or one by name pattern; default: the network's own ratio",

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from surgery.training.auxiliary_losses import whole_loss
 from surgery.training.batch_norm_statistics import batch_norms, frozen_statistics
 from surgery.training.block_distillation import BlockDistillationTask, distillation_options
 from surgery.training.non_finite import NonFiniteLossError, first_non_finite
@@ -286,7 +287,7 @@ class Training:
         if self.mixer is not None:
             images, labels = self.mixer(images, labels)
         with self.accelerator.accumulate(self.objective.trainable_module):
-            loss = self.objective(images, labels)["loss"]  # networks are prepared to autocast; the loss is in float32
+            loss = whole_loss(self.objective, images, labels)  # networks are prepared to autocast; this is in float32
             value = loss.item()
             if math.isfinite(value):
                 with frozen_statistics(self.norms):

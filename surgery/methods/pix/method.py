@@ -4,7 +4,9 @@ Modes (PiX supplement A): ``squeeze`` replaces the head of a bottleneck, or the 
 ``downscale`` inserts a narrowing PiX before spatial convolutions; ``prune`` inserts one with zeta = 1 or small.
 """
 
+import importlib
 from dataclasses import asdict, dataclass
+from types import ModuleType
 from typing import ClassVar
 
 from torch import nn
@@ -28,7 +30,7 @@ class PiXConfig:
     """The variants that the papers measured; defaults are the published ones.
 
     Attributes:
-        tau, fusion, operator, activation, grouping: see :class:`surgery.layers.PiX`.
+        tau, fusion, operator, activation, grouping: see :class:`surgery.methods.pix.PiX`.
         predictor_norm: BatchNorm between predictor and activation (Table 2, E1).
         norm: BatchNorm of the module: ``none``, ``before`` (a new one on the input) or ``after`` (FACS Table 5); in
             squeeze mode ``after`` keeps the norm that followed the replaced convolution.
@@ -59,6 +61,7 @@ class PiXMethod:
     """PiX as a method; see the module."""
 
     name: ClassVar[str] = "pix"
+    default: ClassVar[bool] = True
     modes: ClassVar[tuple[str, ...]] = ("squeeze", "downscale", "prune")
     Config: ClassVar[type] = PiXConfig
     forms: ClassVar[tuple[Form, ...]] = (
@@ -104,3 +107,8 @@ class PiXMethod:
         if config.norm == "after":
             return nn.Sequential(pix, nn.BatchNorm2d(width)), 2.0
         return pix, 1.0 if config.fusion == "weighted" else 2.0
+
+    @property
+    def operator_benchmark(self) -> ModuleType:
+        """What ``bench --op`` times; imported when asked for, since benchmarks stand above methods."""
+        return importlib.import_module("surgery.methods.pix.operator_benchmark")

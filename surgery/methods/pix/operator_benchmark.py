@@ -3,17 +3,36 @@
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from surgery.bench.networks import DTYPES, LAYOUTS, Setting, threads_set_to
+from surgery.bench.report import describe
 from surgery.bench.timing import Timing, interleaved
+from surgery.core.table import table
 from surgery.methods.pix import ops
+from surgery.methods.pix.ops.backend import backend
 
 SIZES = ((256, 64, 56), (512, 128, 28), (1024, 256, 14), (2048, 512, 7))  # C, C_out, H = W of ResNet-50's heads
+HEADER = ("site", "setting", "copy", "limit", "from memory", "share", "just used", "share", "training / conv+BN+ReLU")
+
+
+def backend_line(device: str) -> str:
+    """What runs the sites on a device, in words."""
+    return f"PiX: {backend(torch.device(device).type)}"
+
+
+def benchmark(settings: Sequence[Setting], *, seconds: float) -> str:
+    """A table of ResNet-50's sites: forward against the bandwidth limit, training step against conv + BN + ReLU.
+
+    Args:
+        seconds: for each setting and site.
+    """
+    timed = [(setting, bench_operator(size, setting, seconds=seconds)) for setting in settings for size in SIZES]
+    return table(HEADER, [_row(setting, result) for setting, result in timed], right=(2, 3, 4, 5, 6, 7))
 
 
 @dataclass(frozen=True)
@@ -54,6 +73,20 @@ def bench_operator(size: tuple[int, int, int], setting: Setting, *, seconds: flo
             ).median("pix")
         training = _training(inputs[0], weight, bias, setting, seconds / 3)
     return OperatorResult(size, copying, moved / copying, cold, warm, training)
+
+
+def _row(setting: Setting, result: OperatorResult) -> tuple[str, ...]:
+    return (
+        "{}→{} at {}²".format(*result.size),
+        describe(setting),
+        f"{result.bandwidth / 1e9:.1f} GB/s",
+        f"{result.floor * 1e3:.3f} ms",
+        f"{result.cold * 1e3:.3f} ms",
+        f"{result.floor / result.cold:.2f}",
+        f"{result.warm * 1e3:.3f} ms",
+        f"{result.floor / result.warm:.2f}",
+        "{:.3f} [{:.3f} {:.3f}]".format(*result.training.ratio("pix", "conv")),
+    )
 
 
 def _forward_from_memory(
