@@ -85,13 +85,14 @@ def warn_of_stale(before: Parameters, model: nn.Module, *, stacklevel: int = 1) 
         stacklevel: 1 points at the caller.
     """
     kind = type(model).__name__
-    if stale_optimizers(before, model):
+    stale = {type(optimizer).__name__ for optimizer in stale_optimizers(before, model)}
+    if stale:
         gc.collect()  # one that is in nobody's hands, but not cleared away yet, is no reason to warn
-    stale = sorted({type(optimizer).__name__ for optimizer in stale_optimizers(before, model)})
+        stale = {type(optimizer).__name__ for optimizer in stale_optimizers(before, model)}
     if stale:
         warnings.warn(
-            f"{', '.join(stale)} would go on with parameters that {kind} no longer has, or without new ones, since "
-            "surgery in place changed them: pass optimizers=(optimizer,), or make it after the conversion",
+            f"{', '.join(sorted(stale))} would go on with parameters that {kind} no longer has, or without new ones, "
+            "since surgery in place changed them: pass optimizers=(optimizer,), or make it after the conversion",
             ConversionWarning,
             stacklevel=stacklevel + 1,
         )
@@ -123,9 +124,10 @@ def _with_wrapped(optimizer: Optimizer) -> Iterator[Optimizer]:
 
 
 def _optimizers() -> list[Optimizer]:
+    """Every optimizer that there is in this process, but for those whose making failed."""
     # type(), not isinstance: some objects run code when they are asked for their class
-    found = [thing for thing in gc.get_objects() if issubclass(type(thing), Optimizer)]
-    return [optimizer for optimizer in found if hasattr(optimizer, "param_groups")]  # one whose making failed has none
+    optimizers = [thing for thing in gc.get_objects() if issubclass(type(thing), Optimizer)]
+    return [optimizer for optimizer in optimizers if hasattr(optimizer, "param_groups")]
 
 
 def _differ(optimizer: Optimizer, groups: list[list[_Entry]]) -> bool:
