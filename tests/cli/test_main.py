@@ -31,7 +31,7 @@ def test_convert_then_check_then_cost_then_convert_again(capsys, tmp_path):
     assert "wrote" in out
     status, out, _ = run(capsys, "load-check", file)
     assert status == 0
-    assert "made from timm/resnet26 {'num_classes': 3}; 8 edits" in out
+    assert "made from timm/resnet26 {'num_classes': 3}; 8 edits change 8 modules" in out
     status, out, _ = run(capsys, "cost", file, "--input-size", "3,64,64")
     assert status == 0
     assert "PiX" in out

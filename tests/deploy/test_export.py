@@ -15,6 +15,7 @@ from torch import nn
 import surgery
 from surgery.core import extras
 from surgery.core.errors import ExportError, MissingPackageError, TraceError
+from surgery.core.surgery_layer import SurgeryLayer
 from surgery.deploy import export as exporting
 from surgery.deploy import formats
 from surgery.deploy.checking import TOLERANCE
@@ -381,3 +382,33 @@ def test_steps_are_shown(model, tmp_path, capsys):
         model, tmp_path / "m.pt2", format="torch-export", input_size=SIZE, dynamic_size=False, progress=False
     )
     assert "exporting" not in capsys.readouterr().err
+
+
+class Looked(SurgeryLayer):
+    """A method's layer, whose forward no exporter can take: its path depends on values."""
+
+    opaque = False
+
+    def forward(self, x):
+        return 2 * x if x.sum() == x.sum() else x
+
+    def lowered(self):
+        return Plain()
+
+
+class Plain(nn.Module):
+    def forward(self, x):
+        return x + x
+
+
+def test_a_layer_of_a_method_is_exported_as_it_says(tmp_path):
+    shared = Looked()
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), shared, nn.Conv2d(4, 4, 1), shared).eval()
+    surgery.export(model, tmp_path / "m.onnx", input_size=SIZE)
+    x = torch.randn(2, *SIZE)
+    with torch.no_grad():
+        assert_same(run_onnx(tmp_path / "m.onnx", x), [model(x)])
+    assert model[1] is model[3] is shared
+    plain = exporting.lowered(copy.deepcopy(model))
+    assert type(plain[1]) is Plain
+    assert plain[1] is plain[3]

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 import surgery
+from surgery.core.surgery_layer import SurgeryLayer
 from surgery.training.block_distillation import BlockDistillationTask, common_blocks
+from surgery.transforms.edit import apply
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +68,17 @@ def test_loss_is_the_mean_share_of_the_variance(networks):
     assert all(p.grad is not None for p in converted.layer4.parameters())
     assert all(p.grad is None for p in original.parameters())
     assert not converted.layer1[0]._forward_hooks
+
+
+@pytest.mark.filterwarnings("ignore::surgery.core.errors.ConversionWarning")
+def test_networks_that_were_narrowed_alone_have_blocks(networks):
+    original = networks[1]
+    narrowed = apply(copy.deepcopy(original), surgery.plan(original, zeta=8, include=["layer2", "layer4"]).edits[:1])
+    assert not any(isinstance(module, SurgeryLayer) for module in narrowed.modules())
+    assert common_blocks(narrowed, original, torch.randn(2, 3, 64, 64)) == ["layer2.0", "layer2.1", "layer4.0"]
+
+
+def test_a_layer_with_another_methods_squeeze_in_front_is_a_block(networks):
+    converted = surgery.convert(networks[1], "squeeze-conv", mode="downscale", zeta=2, insert="layer2*conv2")
+    blocks = ["layer2.0.conv2", "layer2.1.conv2"]
+    assert common_blocks(converted, networks[1], torch.randn(2, 3, 64, 64)) == blocks
