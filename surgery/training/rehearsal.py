@@ -105,15 +105,16 @@ def _check_trained(recipe: Recipe, original: Original) -> None:
     """An original, or its new head, must be trained before it teaches; and a head before it is all that there is."""
     if recipe.baseline.epochs or not (original.new or recipe.from_scratch):
         return
-    network = f"the new {', '.join(original.new[:4])}" if original.new else f"{recipe.model.name}, freshly initialised,"
+    subject = f"the new {', '.join(original.new[:4])}" if original.new else f"{recipe.model.name}, freshly initialised,"
     if recipe.finetune.epochs and recipe.finetune.distills:
         raise RecipeError(
-            f"baseline.epochs=0: {network} would be the untrained teacher of the fine-tuning; baseline.epochs=10 trains "
-            "the original first, finetune.distill_weight=0 and finetune.block_weight=0 do without a teacher"
+            f"baseline.epochs=0: {subject} would be the untrained teacher of the fine-tuning; "
+            "baseline.epochs=10 trains the original first, finetune.distill_weight=0 and finetune.block_weight=0 do "
+            "without a teacher"
         )
     if original.new and not recipe.finetune.epochs:
         raise RecipeError(
-            f"baseline.epochs=0, finetune.epochs=0: {network} would be saved untrained; one of them trains it"
+            f"baseline.epochs=0, finetune.epochs=0: {subject} would be saved untrained; one of them trains it"
         )
 
 

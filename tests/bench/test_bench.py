@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 import surgery
-from surgery.__main__ import main
 from surgery.bench import Setting, bench_network, bench_operator, interleaved, report
 from surgery.bench.networks import Free, with_free_sites
 from surgery.bench.timing import Timing
+from surgery.cli.main import main
 from surgery.methods.pix.layer import PiX
 from tests.small_models import Net
 

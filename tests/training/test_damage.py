@@ -15,8 +15,8 @@ from surgery.training.datasets import open_dataset
 from surgery.training.recipe import DataSettings, RecipeError
 from surgery.training.segmentation_task import SemanticSegmentation
 from tests.training.test_job import recipe
-from tests.training.test_segmentation_sets import SETTINGS as PIXELS
-from tests.training.test_segmentation_sets import street
+from tests.training.test_segmentation_datasets import SETTINGS as PIXELS
+from tests.training.test_segmentation_datasets import street
 
 
 @pytest.mark.parametrize(
