@@ -19,15 +19,15 @@ from surgery.training.block_distillation import distilled_blocks
 from surgery.training.data_loading import make_loader
 from surgery.training.image_dataset import ImageDataset
 from surgery.training.image_scan import readable_sample
+from surgery.training.objective import make_scheduler, prepare_objective
 from surgery.training.original_network import Original, find_original
-from surgery.training.recipe import Recipe, RecipeError, TrainSettings
+from surgery.training.recipe import Recipe, RecipeError
 from surgery.training.task import Task
-from surgery.training.trainer import (
+from surgery.training.training_spec import (
     Execution,
+    TrainingSpec,
     check_execution,
     check_sharding,
-    make_scheduler,
-    prepare_objective,
     student_copy,
 )
 
@@ -69,12 +69,12 @@ def rehearse(
         raise NoSitesError(f"{recipe.model.checkpoint or recipe.model.name}: {plan.notes[0]}\n{plan}")
     converted = carry_out(plan, copied(network))
     training, test = _batches(recipe, data)
-    uncompiled = replace(execution, compile=False)  # compiling takes a minute
-    small_batch = training[0][:FEW], training[1][:FEW]
     for settings, student in ((recipe.baseline, network), (recipe.finetune, converted)):
         if settings.epochs:
             teacher = network if settings is recipe.finetune and settings.distills else None
-            _rehearse_training(accelerator, student, teacher, task, settings, small_batch, uncompiled)
+            # compiling takes a minute
+            spec = TrainingSpec(accelerator, task, settings, teacher, execution=replace(execution, compile=False))
+            _rehearse_training(spec, student, (training[0][:FEW], training[1][:FEW]))
     return Rehearsed(original, plan, converted, (training, test))
 
 
@@ -130,27 +130,19 @@ def _batch(images: Dataset, recipe: Recipe, training: bool) -> tuple[Tensor, Ten
     return inputs, labels
 
 
-def _rehearse_training(
-    accelerator: Accelerator,
-    network: nn.Module,
-    teacher: nn.Module | None,
-    task: Task,
-    settings: TrainSettings,
-    batch: Sequence[Tensor],
-    execution: Execution,
-) -> None:
+def _rehearse_training(spec: TrainingSpec, network: nn.Module, batch: Sequence[Tensor]) -> None:
     """The loss of a batch, in training mode, by the objective that the trainer makes."""
+    accelerator, execution = spec.accelerator, spec.execution
     student = student_copy(accelerator, network, execution)
     images, labels = (part.to(accelerator.device) for part in batch)
-    if teacher is not None:
-        teacher = student_copy(accelerator, teacher, Execution(execution.memory_format))
-    blocks: list[str] = []
-    if teacher is not None:
-        blocks = distilled_blocks(settings, student, teacher, images.shape[1:], accelerator.device)
+    if spec.teacher is not None:
+        teacher = student_copy(accelerator, spec.teacher, Execution(execution.memory_format))
+        blocks = distilled_blocks(spec.settings, student, teacher, images.shape[1:], accelerator.device)
+        spec = replace(spec, teacher=teacher, blocks=blocks)
     try:
-        objective, optimizer = prepare_objective(accelerator, student, task, settings, teacher, blocks)
-        make_scheduler(optimizer, settings, steps=1)
-        mixer = task.mixer(settings)
+        objective, optimizer = prepare_objective(spec, student)
+        make_scheduler(optimizer, spec.settings, steps=1)
+        mixer = spec.task.mixer(spec.settings)
         if mixer is not None:
             images, labels = mixer(images, labels)
         objective.train()
