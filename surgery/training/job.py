@@ -158,23 +158,23 @@ def _paced(job: Job, original: nn.Module, converted: nn.Module, seed: int) -> Tr
 
 def _teacher(recipe: Recipe, original: nn.Module) -> nn.Module:
     """The original with its channels in the converted network's order: else what their blocks give does not compare."""
-    wanted = recipe.surgery
-    if wanted.match or (wanted.match is None and wanted.calibrate):
-        return surgery.match(original, wanted.method, inside=wanted.match == "inside", **recipe.surgery_arguments)
+    settings = recipe.surgery
+    if settings.match or (settings.match is None and settings.calibrate):
+        return surgery.match(original, settings.method, inside=settings.match == "inside", **recipe.surgery_arguments)
     return original
 
 
 def _converted(job: Job, original: nn.Module, seed: int) -> nn.Module:
-    recipe, wanted = job.recipe, job.recipe.surgery
-    arguments = {**recipe.surgery_arguments, "method": wanted.method, "strict": True, "match": wanted.match}
-    if seed == recipe.seed or not wanted.calibrate:
+    recipe, settings = job.recipe, job.recipe.surgery
+    arguments = {**recipe.surgery_arguments, "method": settings.method, "strict": True, "match": settings.match}
+    if seed == recipe.seed or not settings.calibrate:
         converted = surgery.convert(original, **arguments)
     if seed == recipe.seed:
         job.measure("after surgery", converted)
-        made = history(converted)[len(history(original)) :]
-        job.say(f"surgery: {sum(bool(edit.site) for edit in made)} sites converted")
-    if wanted.calibrate:
-        images = calibration_images(job.data.train, recipe.data, wanted.calibrate, seed)
+        new_edits = history(converted)[len(history(original)) :]
+        job.say(f"surgery: {sum(bool(edit.site) for edit in new_edits)} sites converted")
+    if settings.calibrate:
+        images = calibration_images(job.data.train, recipe.data, settings.calibrate, seed)
         converted = surgery.convert(original, calibrate=images, images=None, **arguments)
         job.measure("after calibration", converted)
     return converted
