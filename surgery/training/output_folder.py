@@ -44,7 +44,7 @@ def _claim(stack: ExitStack, output: Path, fresh: bool) -> None:
 def _check_seen_by_all(accelerator: Accelerator, output: Path) -> None:
     mark = output / f"seen-by-all-{broadcast_object_list([uuid.uuid4().hex])[0]}"
     on_main(accelerator, mark.touch)
-    blind = [number for number, seen in enumerate(gather_object([mark.exists()])) if not seen]
+    blind = [number for number, exists in enumerate(gather_object([mark.exists()])) if not exists]
     on_main(accelerator, mark.unlink)
     if blind:
         raise RecipeError(
