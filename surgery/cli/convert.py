@@ -61,7 +61,7 @@ def _calibration_images(args: argparse.Namespace, model: nn.Module) -> Iterable[
     if not args.calibrate and not args.synthetic:
         return None
     check_extra("calibrate", "--calibrate" if args.calibrate else "--synthetic")
-    if not surgery.plan(model, args.method, **surgery_arguments(args)).edits:
+    if not surgery.plan(model, args.method, **surgery_arguments(args)).decisions:
         return None
     count = args.calibration_images
     if args.calibrate:

@@ -20,7 +20,7 @@ def _load_check(args: argparse.Namespace) -> str:
     source = surgery.Source(**manifest["source"])
     versions = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
     return (
-        f"{args.name}: sound\n  made from {source}; {len(manifest['edits'])} edits; {len(tensors)} tensors\n"
+        f"{args.name}: sound\n  made from {source}; {len(manifest['transforms'])} transforms; {len(tensors)} tensors\n"
         f"  written by {versions}\n"
         f"  loads as {type(model).__name__} with {si(sum(p.numel() for p in model.parameters()))} parameters"
     )

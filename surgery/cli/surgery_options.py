@@ -4,15 +4,15 @@ import argparse
 import json
 from typing import Any
 
+from surgery.methods.planners.squeeze_options import HEADS, MODES, PROJECTIONS
 from surgery.planning.registry import methods
-from surgery.planning.request import HEADS, MODES, PROJECTIONS
 
 
 def add_surgery_options(command: argparse.ArgumentParser) -> None:
     """The arguments of ``surgery.plan`` and ``surgery.convert`` as options."""
     command.add_argument("--method", default="pix", help=f"one of: {', '.join(methods())} (default: pix)")
     command.add_argument("--zeta", type=_zeta, help="dominating ratio, such as 4, or per pattern: layer3=8,layer4=8")
-    command.add_argument("--mode", default="squeeze", help=f"one of: {', '.join(MODES)} (default: squeeze)")
+    command.add_argument("--mode", help=f"one of: {', '.join(MODES)} (default: the method's)")
     command.add_argument(
         "--include", action="append", default=[], metavar="PATTERN", help="only these sites (repeatable)"
     )
@@ -22,11 +22,9 @@ def add_surgery_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--insert", action="append", default=[], metavar="PATTERN", help="insert before these (repeatable)"
     )
-    command.add_argument(
-        "--projections", default="residual", help=f"one of: {', '.join(PROJECTIONS)} (default: residual)"
-    )
+    command.add_argument("--projections", help=f"one of: {', '.join(PROJECTIONS)} (default: residual)")
     command.add_argument("--equal-width", action="store_true", default=None, help="include heads that keep the width")
-    command.add_argument("--head", default="keep", help=f"one of: {', '.join(HEADS)} (pool: for VGG)")
+    command.add_argument("--head", help=f"one of: {', '.join(HEADS)} (pool: for VGG)")
     command.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the method: tau=0.5")
 
 
@@ -43,7 +41,7 @@ def surgery_arguments(args: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"--option {option!r}: KEY=VALUE is needed, such as tau=0.5")
         options[key] = _json_value(value)
     names = ("zeta", "mode", "include", "exclude", "insert", "projections", "equal_width", "head", "input_size")
-    return {name: getattr(args, name) for name in names} | options
+    return {name: value for name in names if (value := getattr(args, name)) not in (None, [])} | options
 
 
 def _json_value(text: str) -> Any:

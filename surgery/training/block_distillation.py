@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from surgery.core.eval_mode import eval_mode
 from surgery.core.surgery_layer import SurgeryLayer
 from surgery.training.recipe import TrainSettings
-from surgery.transforms.edit import check_same_order
+from surgery.transforms.reorder import check_same_order
 
 
 class BlockDistillationTask(LogitDistillationTask):

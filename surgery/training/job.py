@@ -27,7 +27,7 @@ from surgery.training.recipe import Recipe, TrainSettings
 from surgery.training.rehearsal import check_counts, rehearse
 from surgery.training.stopping import StopRequests, stop_requests
 from surgery.training.tracking import Log
-from surgery.transforms.edit import history
+from surgery.transforms.history import history
 
 
 def run(recipe: Recipe) -> list[Measured]:
@@ -171,8 +171,9 @@ def _converted(job: Job, original: nn.Module, seed: int) -> nn.Module:
         converted = surgery.convert(original, **arguments)
     if seed == recipe.seed:
         job.measure("after surgery", converted)
-        new_edits = history(converted)[len(history(original)) :]
-        job.say(f"surgery: {sum(bool(edit.site) for edit in new_edits)} sites converted")
+        new_transforms = history(converted)[len(history(original)) :]
+        sites = {name for transform in new_transforms for name in transform.changed()}
+        job.say(f"surgery: {len(sites)} sites converted")
     if settings.calibrate:
         images = calibration_images(job.data.train, recipe.data, settings.calibrate, seed)
         converted = surgery.convert(original, calibrate=images, images=None, **arguments)

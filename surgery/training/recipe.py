@@ -98,14 +98,15 @@ class Recipe:
     def surgery_arguments(self) -> dict[str, Any]:
         """Of ``surgery.plan`` and ``surgery.convert``, but for the method."""
         settings, side = self.surgery, self.data.image_size
-        return {"input_size": (3, side, side), "zeta": settings.zeta, "mode": settings.mode, **settings.options}
+        named = {name: value for name in ("zeta", "mode") if (value := getattr(settings, name)) is not None}
+        return {"input_size": (3, side, side), **named, **settings.options}
 
     @property
     def title(self) -> str:
         """Of a plot: model, dataset and conversion."""
         settings, model = self.surgery, self.model
         ratio = "" if settings.zeta is None else f", zeta = {settings.zeta}"
-        mode = "" if settings.mode == "squeeze" else f", mode {settings.mode}"
+        mode = "" if settings.mode in (None, "squeeze") else f", mode {settings.mode}"
         return f"{model.checkpoint or model.name} on {self.data.name}, converted to {settings.method}{mode}{ratio}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -199,7 +199,9 @@ class SurgerySettings:
         default=None,
         description="channels of a subset: one number, or one by name pattern; default: the network's own ratio",
     )
-    mode: Mode = Field(default="squeeze", description="where: in place of squeezes, or before spatial convolutions")
+    mode: Mode | None = Field(
+        default=None, description="where: in place of squeezes, or before spatial convolutions; default: the method's"
+    )
     calibrate: Whole = Field(
         default=0,
         ge=0,

@@ -9,8 +9,8 @@ from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Field, GetCor
 from pydantic_core import CoreSchema, core_schema
 from timm.optim import list_optimizers
 
+from surgery.methods.planners.squeeze_options import MODES
 from surgery.planning.registry import methods
-from surgery.planning.request import MODES
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 PRECISIONS = ("auto", "no", "fp16", "bf16")

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import surgery
-from surgery.convert import carry_out
 from surgery.core.errors import NoSitesError
 from surgery.graph.skeleton import copied
 from surgery.training.block_distillation import distilled_blocks
@@ -65,9 +64,9 @@ def rehearse(
     check_execution(accelerator, original.network, execution)
     network, method = original.network, recipe.surgery.method
     plan = surgery.plan(network, method, **recipe.surgery_arguments)
-    if not plan.edits:
+    if not plan.decisions:
         raise NoSitesError(f"{recipe.model.checkpoint or recipe.model.name}: {plan.notes[0]}\n{plan}")
-    converted = carry_out(plan, copied(network))
+    converted = plan.apply(copied(network))
     training, test = _batches(recipe, data)
     for settings, student in ((recipe.baseline, network), (recipe.finetune, converted)):
         if settings.epochs:
