@@ -4,11 +4,10 @@ from surgery import checkpoint
 from surgery.calibration import calibrate, synthetic_images
 from surgery.checkpoint import load, save
 from surgery.checkpoint.source import Source, create, register_builder
-from surgery.convert import convert
+from surgery.convert import convert, match
 from surgery.core import errors
 from surgery.deploy.export import export
 from surgery.deploy.inference import optimize_for_inference
-from surgery.methods.pix.matching import match
 from surgery.models import cifar_resnet, pspnet
 from surgery.planning.cost import Cost, cost
 from surgery.planning.plan import Plan, plan

@@ -8,37 +8,40 @@ from torch import Tensor, nn
 
 from surgery.calibration import calibrate as fit
 from surgery.core.checked_model import check_model
-from surgery.core.errors import ConversionWarning, NoSitesError
+from surgery.core.errors import ConversionWarning, NoSitesError, is_whole
 from surgery.core.extras import check_extra
 from surgery.graph.skeleton import copied
-from surgery.methods.pix.matching import check_match, match_for
 from surgery.planning.plan import Plan, plan
-from surgery.transforms.edit import apply
+from surgery.planning.registry import method_named
+
+Batches = Iterable[Any] | Tensor
 
 
 def convert(
     model: nn.Module,
-    method: str = "pix",
+    method: Any = "pix",
     *,
     inplace: bool = False,
     strict: bool = False,
     match: bool | str | None = None,
-    calibrate: Iterable[Any] | Tensor | None = None,
-    images: int | None = 1024,
+    calibrate: Batches | None = None,
+    images: Batches | int | None = 1024,
     **arguments: Any,
 ) -> nn.Module:
     """Convert a model; the result reuses its weights and stays the class it was.
 
     Args:
         model: any nn.Module with weights; left as it is unless ``inplace``.
-        method: a registered method: ``pix``, ``squeeze-conv``.
+        method: a registered method's name (``python -m surgery methods`` lists them), or its config.
         strict: raise instead of warning where there is nothing to convert.
         match: first bring the channels into an order that suits the sites (:func:`surgery.match`), which changes
             nothing of what the model computes, but the order of the channels that ``forward_features`` and
-            ``forward_intermediates`` return; ``"inside"`` leaves that. Default: True where it is calibrated.
+            ``forward_intermediates`` return; ``"inside"`` leaves that. Default: True where it is calibrated and the
+            method knows such an order.
         calibrate: unlabelled images, as for :func:`surgery.calibrate`: fit what follows the sites to what the original
             computes there. Most of the accuracy that surgery takes comes back so, in seconds to minutes.
-        images: at most so many are drawn from ``calibrate``; None takes all.
+        images: batches for a method that looks at images (default: those of ``calibrate``); or, as a number, how many
+            are drawn from ``calibrate`` at most (None takes all).
         **arguments: as for :func:`surgery.plan`.
 
     Returns:
@@ -54,30 +57,91 @@ def convert(
     check_match(match)
     if calibrate is not None:
         check_extra("calibrate", "calibrate=")
-    decided = plan(model, method, **arguments)
-    if not decided.edits:
-        message = (
-            f"{type(model).__name__} has no site for method {method!r} in mode {decided.mode!r}: {decided.notes[0]}"
-        )
-        if strict:
-            raise NoSitesError(f"{message}\n{decided}")
-        warnings.warn(message, ConversionWarning, stacklevel=2)
+    calibrate, evidence, count = _batches(calibrate, images)
+    planned = plan(model, method, images=evidence, **arguments)
+    if not planned.decisions:
+        _nothing(model, planned, strict)
         return model if inplace else copied(model)
-    for note in decided.notes:
+    for note in planned.notes:
         warnings.warn(note, ConversionWarning, stacklevel=2)
     if not inplace:
         model = copied(model)
-    if match or (match is None and calibrate is not None):
-        match_for(decided, model, inside=match == "inside")
+    reorder = getattr(method_named(planned.method), "match", None)
+    if match and reorder is None:
+        raise ValueError(f"match={match!r}: method {planned.method!r} knows no order of channels that suits it")
+    if reorder is not None and (match or (match is None and calibrate is not None)):
+        reorder(planned, model, match == "inside")
     if calibrate is None:
-        return carry_out(decided, model)
-    original, kept = copied(model), decided.kept_outputs(model)
-    converted = carry_out(decided, model)
-    fit(converted, original, calibrate, kept=kept, images=images)
-    return converted
+        return planned.apply(model)
+    original = copied(model)
+    kept = planned.carry_out(model)
+    fit(model, original, calibrate, kept=kept, images=count)
+    return model
 
 
-def carry_out(decided: Plan, model: nn.Module) -> nn.Module:
-    """Apply a plan in place to the model (or a copy of the model) that it was made for."""
-    keep = None if decided.narrowing is None else decided.narrowing.choose(model, decided.importance)
-    return apply(model, decided.edits, keep=keep)
+def match(
+    model: nn.Module, method: Any = "pix", *, inside: bool = False, inplace: bool = False, **arguments: Any
+) -> nn.Module:
+    """The same network with its channels in an order that suits the sites of a conversion.
+
+    To be converted with the same arguments; :func:`surgery.convert` does both where it calibrates. A stream stays as
+    it is where the graph analysis does not understand all that reads or writes it. The model's outputs keep their
+    order; the feature maps of timm's ``forward_features`` and ``forward_intermediates`` have their channels in another
+    one, unless ``inside``.
+
+    Args:
+        model, method, **arguments: as for :func:`surgery.convert`.
+        inside: leave the order of all that ``forward_features`` and ``forward_intermediates`` return. In a ResNet those
+            are the streams that squeezes read, so only the squeezes' own outputs are ordered then, which recovers less
+            (``docs/recovery.md``).
+        inplace: reorder the model itself.
+
+    Returns:
+        A model that computes what ``model`` does, but for rounding.
+
+    Raises:
+        ValueError, TypeError, TraceError: as :func:`surgery.plan`; ValueError for a method that knows no such order.
+    """
+    check_model(model, weights=True)
+    result = model if inplace else copied(model)
+    planned = plan(model, method, **arguments)
+    reorder = getattr(method_named(planned.method), "match", None)
+    if reorder is None:
+        raise ValueError(f"method {planned.method!r} knows no order of channels that suits it")
+    reorder(planned, result, inside)
+    return result
+
+
+def check_match(value: object) -> None:
+    """Raise ValueError for a ``match`` argument that is not True, False, None or ``inside``."""
+    if not (value is None or isinstance(value, bool) or value == "inside"):
+        raise ValueError(f"match={value!r}: True, False, None or 'inside' is needed")
+
+
+def _batches(
+    calibrate: Batches | None, images: Batches | int | None
+) -> tuple[Batches | None, Batches | None, int | None]:
+    """Batches to calibrate with, batches to plan with, and how many images are drawn of the former at most."""
+    if images is None or is_whole(images):
+        if calibrate is not None and iter(calibrate) is calibrate:  # it can be read once, and is read twice
+            calibrate = list(calibrate if images is None else _first(calibrate, images))  # type: ignore[arg-type]
+        return calibrate, calibrate, images  # type: ignore[return-value]
+    return calibrate, images, 1024  # type: ignore[return-value]
+
+
+def _first(batches: Iterable[Any], images: int) -> Iterable[Any]:
+    """So many batches of an iterator as hold that many images."""
+    drawn = 0
+    for batch in batches:
+        yield batch
+        drawn += len(batch[0] if isinstance(batch, tuple | list) else batch)
+        if drawn >= images:
+            return
+
+
+def _nothing(model: nn.Module, planned: Plan, strict: bool) -> None:
+    mode = f" in mode {planned.mode!r}" if planned.mode else ""
+    message = f"{type(model).__name__} has no site for method {planned.method!r}{mode}: {planned.notes[0]}"
+    if strict:
+        raise NoSitesError(f"{message}\n{planned}")
+    warnings.warn(message, ConversionWarning, stacklevel=3)

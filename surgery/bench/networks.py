@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from surgery.bench.timing import Timing, interleaved
 from surgery.core.errors import check_choice
-from surgery.transforms.changed import changes, is_converted
+from surgery.transforms.changed import added_modules, is_converted
 
 MODES = ("eager", "compile", "cudagraph", "onnx")
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -122,7 +122,7 @@ def with_free_sites(model: nn.Module, x: Tensor, sliced: bool = False) -> nn.Mod
     """
     if not is_converted(model):
         raise ValueError("the model has no converted site: there is nothing to compare")
-    calls = _calls(model, changes(model).added, x)
+    calls = _calls(model, added_modules(model), x)
     free = copy.deepcopy(model)
     for name, (given, output) in calls.items():
         steps = _slice_steps(given, output) if sliced else None

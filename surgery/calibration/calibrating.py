@@ -20,7 +20,7 @@ from surgery.core.checked_model import check_model, first_weight, unwrapped
 from surgery.core.extras import check_extra
 from surgery.core.surgery_layer import SurgeryLayer
 from surgery.graph import record
-from surgery.transforms.edit import MATCH, check_same_order, history
+from surgery.transforms.reorder import check_same_order, orders
 
 if TYPE_CHECKING:
     from surgery.calibration.passes import Passes
@@ -95,7 +95,7 @@ def calibrate(
             bar.set_postfix_str(target.layer, refresh=False)
             if start or target.aim is not None:
                 rows.append(_fit(target, number, passes, rows_per_feature))
-    notes = dict.fromkeys(edit.note for edit in history(model) if edit.method == MATCH)
+    notes = dict.fromkeys(reorder.note for reorder in orders(model))
     return Report(tuple(rows), tuple(skipped), tuple(notes))
 
 

@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
 from surgery.core.errors import SourceError
+from surgery.transforms.transform import CALL  # or a registered module; an element written is one unit (some 5 ns)
 
-CALL = 10_000  # units of an operator call or a registered module (some 50 µs); an element written is one (some 5 ns)
 FLOOR = 16_000 * CALL  # what the smallest file may ask for, under a second; timm's largest networks take 7,000 calls
 PER_TENSOR = 24 * CALL  # timm's networks take at most eleven calls for each tensor
 PYTHON_EVENT = 16  # units of a call of a function, in Python or in C, and of its return (some 0.1 µs each)

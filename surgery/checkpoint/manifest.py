@@ -10,24 +10,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from surgery.checkpoint.migrations import migrated
 from surgery.checkpoint.source import Source
 from surgery.core.errors import CheckpointError, SourceError
-from surgery.transforms.edit import Edit
-from surgery.transforms.edit_arguments import check_arguments
+from surgery.planning.registry import discover
+from surgery.transforms.transform import Transform, transform_from_json
 from surgery.vision.preprocessing import Preprocessing
 
-SCHEMA = 1
+SCHEMA = 2
 LONGEST = 2**21  # characters: names of 20,000 classes, and
-LONGEST_PER_TENSOR = 4_096  # for each tensor, what its module may have of edits and widths
+LONGEST_PER_TENSOR = 4_096  # for each tensor, what its module may have of transforms and widths
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a file says of itself, checked; ``content`` is the JSON it was read from."""
+    """What a file says of itself, checked; ``content`` is its JSON, in today's schema."""
 
     content: dict[str, Any]
     source: Source
-    edits: tuple[Edit, ...]
+    transforms: tuple[Transform, ...]
     aliases: dict[str, str]
     versions: dict[str, str]
     preprocessing: Preprocessing | None = None
@@ -47,6 +48,10 @@ def parse_manifest(text: str, tensors: int = 0) -> Manifest:
         raise CheckpointError(f"a manifest of {len(text)} characters; at most {longest} fit {tensors} tensors")
     content = _json(text)
     _check_schema(content)
+    try:
+        content = migrated(content, SCHEMA)
+    except ValueError as error:
+        raise CheckpointError(f"manifest {error}") from error
     required = {"schema", *_READERS} - {"preprocessing"}
     if not required <= set(content) or not set(content) <= required | {"preprocessing"}:
         raise CheckpointError(
@@ -98,8 +103,8 @@ def _check_schema(content: Any) -> None:
     schema = content.get("schema")
     if type(schema) is int and schema > SCHEMA:
         raise CheckpointError(f"schema {schema:.6g}; this version reads up to {SCHEMA}: upgrade surgery")
-    if type(schema) is not int or schema != SCHEMA:
-        raise CheckpointError(f"manifest schema={schema!r:.80}: a manifest of schema {SCHEMA} has the number {SCHEMA}")
+    if type(schema) is not int or schema < 1:
+        raise CheckpointError(f"manifest schema={schema!r:.80}: a number from 1 to {SCHEMA} is needed")
 
 
 def _source(value: Any) -> Source:
@@ -109,17 +114,16 @@ def _source(value: Any) -> Source:
     return Source(**value)
 
 
-def _edits(value: Any) -> tuple[Edit, ...]:
-    _of(value, list, "a list of edits")
-    edits = []
+def _transforms(value: Any) -> tuple[Transform, ...]:
+    _of(value, list, "a list of transforms")
+    discover()
+    transforms = []
     for index, item in enumerate(value):
         try:
-            edit = Edit.from_json(item)
-            check_arguments(edit)
+            transforms.append(transform_from_json(item))
         except ValueError as error:
             raise ValueError(f"[{index}]: {error}") from error
-        edits.append(edit)
-    return tuple(edits)
+    return tuple(transforms)
 
 
 def _texts(value: Any) -> dict[str, str]:
@@ -145,7 +149,7 @@ def _of(value: Any, kind: type, needed: str) -> None:
 
 _READERS: dict[str, Callable[[Any], Any]] = {
     "source": _source,
-    "edits": _edits,
+    "transforms": _transforms,
     "aliases": _texts,
     "versions": _texts,
     "preprocessing": _preprocessing,

@@ -1,6 +1,6 @@
 """Converted models as one safetensors file: the weights, and a JSON manifest that rebuilds the structure.
 
-The file's metadata holds two strings. ``surgery`` is the manifest: schema version, source, edits in order, tensor
+The file's metadata holds two strings. ``surgery`` is the manifest: schema version, source, transforms in order, tensor
 aliases, versions. ``sha256`` is the digest of the manifest and of every tensor. ``docs/format.md`` specifies it.
 """
 
@@ -24,7 +24,7 @@ from surgery.core.atomic_file import write_atomically
 from surgery.core.checked_model import check_model, unwrapped
 from surgery.core.errors import CheckpointError, described
 from surgery.graph.input_size import InputSize
-from surgery.transforms.edit import history
+from surgery.transforms.history import history
 from surgery.vision.preprocessing import MEMORY as PREPROCESSING
 from surgery.vision.preprocessing import Preprocessing
 
@@ -52,7 +52,7 @@ def save(
 
     Raises:
         SourceError: the model cannot be rebuilt from what is known; the message says what to pass.
-        CheckpointError: what belongs in the manifest cannot be there, such as edits that no method here makes.
+        CheckpointError: what belongs in the manifest cannot be there, such as a transform that is not registered.
         OSError: the file cannot be written; nothing is left half-written.
     """
     model = unwrapped(model) if isinstance(model, nn.Module) else model
@@ -66,7 +66,7 @@ def save(
     content: dict[str, Any] = {
         "schema": SCHEMA,
         "source": asdict(found),
-        "edits": [edit.to_json() for edit in history(model)],
+        "transforms": [transform.to_json() for transform in history(model)],
         "aliases": aliases,
         "versions": {name: version(name) for name in ("surgery", "torch", "torchvision", "timm")},
     }
@@ -106,10 +106,10 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn
     budget = Budget.of(tensors.values())
     _add_aliases(path, manifest, tensors)
     try:
-        model = _fill(rebuild(manifest.source, manifest.edits, budget), tensors)
+        model = _fill(rebuild(manifest.source, manifest.transforms, budget), tensors)
         if _needs_values(model):
-            model = _fill(rebuild(manifest.source, manifest.edits, budget, values=True), tensors)
-    except Exception as error:  # what builders and edits raise for a foreign description is of any kind
+            model = _fill(rebuild(manifest.source, manifest.transforms, budget, values=True), tensors)
+    except Exception as error:  # what builders and transforms raise for a foreign description is of any kind
         raise CheckpointError(f"{_name(path)} cannot be rebuilt: {described(error)}") from error
     setattr(model, MEMORY, manifest.source)
     if manifest.preprocessing is not None:

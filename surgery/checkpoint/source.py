@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
@@ -28,8 +28,9 @@ from surgery.core.errors import SourceError, SurgeryError, check_choice, describ
 from surgery.graph import ModelGraph, record
 from surgery.graph.input_size import InputSize
 from surgery.graph.skeleton import meta_copy
-from surgery.transforms.edit import Edit, apply, history
-from surgery.transforms.edit_arguments import affordable
+from surgery.transforms.carry_out import apply
+from surgery.transforms.history import history
+from surgery.transforms.transform import CALL, Transform
 
 Builder = Callable[..., nn.Module]
 _BUILDERS: dict[str, Builder] = {}
@@ -207,18 +208,26 @@ def build_on_meta(source: Source, *, budget: Budget | None = None) -> nn.Module:
         return meta_copy(build(source, budget=budget))
 
 
-def rebuild(source: Source, edits: Iterable[Edit], budget: Budget, *, values: bool = False) -> nn.Module:
-    """Build a source's model and carry out edits on it, for what a network of the wanted size may cost.
+def rebuild(source: Source, transforms: Iterable[Transform], budget: Budget, *, values: bool = False) -> nn.Module:
+    """Build a source's model and carry out transforms on it, for what a network of the wanted size may cost.
 
     Args:
         values: build on the CPU, for a network that holds values which no state dict has; else on the meta device.
 
     Raises:
-        SurgeryError: it cannot be built or edited, or costs more.
+        SurgeryError: it cannot be built or changed, or costs more.
     """
     model = build(source, budget=budget) if values else build_on_meta(source, budget=budget)
     with budget.counting():
-        return apply(model, affordable(model, edits, budget))
+        apply(model, _affordable(model, transforms, budget))
+    return model
+
+
+def _affordable(model: nn.Module, transforms: Iterable[Transform], budget: Budget) -> Iterator[Transform]:
+    """The transforms, one by one; before each, what it costs besides calls of operators is taken off the budget."""
+    for transform in transforms:
+        budget.spend(CALL + transform.work(model))
+        yield transform
 
 
 def find_source(

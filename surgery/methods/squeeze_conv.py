@@ -1,11 +1,12 @@
 """``squeeze-conv``: a real 1×1 convolution + BatchNorm + ReLU in front of spatial convolutions (VGG-16-1×1).
 
-The baseline that PiX is compared with in FACS Table 4; converting the result with ``method="pix"`` in squeeze mode
-turns those convolutions into PiX.
+The baseline that FACS Table 4 compares with; converting the result in a mode that replaces squeezes turns those
+convolutions into another kind of squeeze.
 """
 
 import itertools
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,17 +14,40 @@ import torch
 from torch import nn
 
 from surgery.graph import ModelGraph
-from surgery.methods.pix.ops.reference import subset_bounds
-from surgery.methods.planners.insertion import apply_pooled_head, insert_before, plan_insertion
+from surgery.methods.planners.insertion import plan_insertion
+from surgery.methods.planners.squeeze_notes import squeeze_notes
+from surgery.methods.planners.squeeze_options import InsertionOptions
+from surgery.planning.decision import Decision
+from surgery.planning.evidence import Evidence, Kind
 from surgery.planning.registry import Proposal, register
-from surgery.planning.request import Request
-from surgery.transforms.edit import Edit, checked_conv
-from surgery.transforms.edit_arguments import TRUE, WIDTH, Form
+from surgery.planning.selection import Selection
+from surgery.planning.sites import Skipped
+from surgery.transforms.layer_kinds import Insertion, LayerKind, register_layer
+from surgery.transforms.subsets import subset_bounds
 
 
 @dataclass(frozen=True)
-class SqueezeConvConfig:
+class SqueezeConvOptions:
     """No options."""
+
+
+@dataclass(frozen=True)
+class SqueezeConvConfig(InsertionOptions):
+    """Where it goes; see there."""
+
+
+def _inserted(channels: int, squeezed: int, options: SqueezeConvOptions) -> Insertion:
+    """A convolution that gives the means of subsets of its input."""
+    squeeze = nn.Conv2d(channels, squeezed, 1, bias=False)
+    with torch.no_grad():
+        squeeze.weight.zero_()
+        for row, (low, high) in enumerate(itertools.pairwise(subset_bounds(channels, squeezed))):
+            squeeze.weight[row, low:high] = 1 / (high - low)
+    parts = OrderedDict(conv=squeeze, norm=nn.BatchNorm2d(squeezed), act=nn.ReLU(inplace=True))
+    return Insertion(nn.Sequential(parts))
+
+
+register_layer(LayerKind("squeeze-conv", SqueezeConvOptions, inserted=_inserted))
 
 
 @register
@@ -31,24 +55,16 @@ class SqueezeConv:
     """See the module."""
 
     name: ClassVar[str] = "squeeze-conv"
-    modes: ClassVar[tuple[str, ...]] = ("downscale", "prune")
     Config: ClassVar[type] = SqueezeConvConfig
-    forms: ClassVar[tuple[Form, ...]] = (Form({"pool_head": TRUE}), Form({"squeezed": WIDTH}))
+    evidence: ClassVar[Kind] = "none"
+    changes: ClassVar[str] = "a spatial convolution gets a narrowing 1×1 convolution + BatchNorm + ReLU in front"
+    where: ClassVar[str] = "before spatial convolutions"
 
-    def plan(self, graph: ModelGraph, request: Request, config: SqueezeConvConfig) -> Proposal:
-        return plan_insertion(self.name, graph, request, {})
+    def plan(self, graph: ModelGraph, selection: Selection, config: SqueezeConvConfig, evidence: Evidence) -> Proposal:
+        return plan_insertion(graph, selection, config, (self.name, {}))
 
-    def apply(self, model: nn.Module, edit: Edit) -> None:
-        if edit.arguments.get("pool_head"):
-            apply_pooled_head(model)
-            return
-        conv = checked_conv(model, edit)
-        width = int(edit.arguments["squeezed"])
-        squeeze = nn.Conv2d(conv.in_channels, width, 1, bias=False)
-        with torch.no_grad():
-            squeeze.weight.zero_()
-            bounds = subset_bounds(conv.in_channels, width)
-            for row, (low, high) in enumerate(itertools.pairwise(bounds)):
-                squeeze.weight[row, low:high] = 1 / (high - low)
-        parts = OrderedDict(conv=squeeze, norm=nn.BatchNorm2d(width), act=nn.ReLU(inplace=True))
-        insert_before(model, edit, conv, nn.Sequential(parts), 1.0)
+    def notes(
+        self, graph: ModelGraph, config: SqueezeConvConfig, decisions: Sequence[Decision], skipped: Sequence[Skipped]
+    ) -> tuple[str, ...]:
+        """What a reader should know of the plan."""
+        return squeeze_notes(decisions, skipped, config.mode, has_squeeze=False)

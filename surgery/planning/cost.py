@@ -14,7 +14,7 @@ from surgery.graph.dataflow import activation_name, conv_spec, source
 from surgery.graph.input_size import InputSize
 from surgery.graph.kinds import norm_has_activation
 from surgery.planning.sites import squeeze_sites
-from surgery.transforms.edit import history
+from surgery.transforms.history import changed_modules
 
 _CHEAP_ACTS = {"relu", "relu6", "leaky_relu", "leakyrelu", "prelu", "hardtanh", "clamp", "threshold"}
 
@@ -102,7 +102,7 @@ def graph_cost(graph: ModelGraph) -> OpCost:
 
 def _site_costs(model: nn.Module, graph: ModelGraph, costs: dict[fx.Node, OpCost], width: int) -> list[SiteCost]:
     rows: dict[str, SiteCost] = {}
-    edited = {edit.site for edit in history(model)}
+    edited = set(changed_modules(model))
     for site in squeeze_sites(graph)[0]:
         behind = [node for node in (site.after.norm, site.after.act) if node is not None]
         parts = dict.fromkeys([site.node, *behind])

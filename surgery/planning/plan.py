@@ -1,81 +1,111 @@
 """Decide what surgery would do to a model, and say why not where it would not."""
 
-import copy
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from surgery.core.checked_model import check_model
-from surgery.core.errors import SurgeryError, TraceError, check_choice
-from surgery.core.table import html_table, si, table
-from surgery.graph import ModelGraph, record
+from surgery.core.errors import SurgeryError
+from surgery.core.table import html_table, table
+from surgery.graph import record
 from surgery.graph.input_size import InputSize
-from surgery.graph.skeleton import meta_copy
-from surgery.planning.cost import graph_cost
-from surgery.planning.notes import notes_of
-from surgery.planning.registry import Method, Proposal, configure, method_named
-from surgery.planning.request import Request, Zeta
+from surgery.planning.decision import Decision, PlanRow
+from surgery.planning.evidence import Evidence, check_evidence
+from surgery.planning.registry import configured, notes_of
+from surgery.planning.rehearsal import rehearse, transforms_of
+from surgery.planning.selection import Selection
 from surgery.planning.sites import Skipped
-from surgery.transforms.edit import Edit, apply
-from surgery.transforms.narrow import Narrowing
+from surgery.transforms.carry_out import KeptOutputs, apply
+from surgery.transforms.transform import Transform
 
 HEADER = ("site", "role", "channels", "ratio", "note")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a conversion would change. Prints as a table; ``edits`` is what a file's manifest holds.
+    """What a conversion would change. Prints as a table; its ``transforms`` are what a file's manifest holds.
 
     Attributes:
-        edits: everything to do, in order (a narrowing first, where there is one).
+        decisions: everything to do, in order.
         skipped: candidates passed over, with the reason each.
         input_size: (C, H, W) of the image on which the model was recorded.
+        method: its name.
+        config: its options.
         notes: what a reader should know before carrying it out, a sentence each.
     """
 
-    edits: tuple[Edit, ...]
+    decisions: tuple[Decision, ...]
     skipped: tuple[Skipped, ...]
     input_size: tuple[int, ...]
     method: str
-    mode: str
-    importance: str = "l1"
-    narrowing: Narrowing | None = field(default=None, repr=False, compare=False)
+    config: Any
     notes: tuple[str, ...] = ()
 
     @property
-    def sites(self) -> tuple[Edit, ...]:
-        """The conversions: one edit per site."""
-        return tuple(edit for edit in self.edits if edit.site)
+    def transforms(self) -> tuple[Transform, ...]:
+        """What is done to the model, in order."""
+        return transforms_of(self.decisions)
 
-    def kept_outputs(self, model: nn.Module) -> dict[str, list[int]]:
-        """Of the layers of ``model`` that the plan narrows, the outputs that it keeps."""
-        if self.narrowing is None:
-            return {}
-        chosen = self.narrowing.choose(model, self.importance)
-        return {name: out for name, (_, out) in chosen.items() if out is not None}
+    @property
+    def sites(self) -> tuple[PlanRow, ...]:
+        """What happens where: a row for each site."""
+        return tuple(row for decision in self.decisions for row in decision.rows)
+
+    @property
+    def mode(self) -> str:
+        """The method's mode; "" for one that has none."""
+        return getattr(self.config, "mode", "")
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Carry the plan out, in place, on the model that it was made for (or a copy of it).
+
+        Raises:
+            SurgeryError: the model is not the one that it was made for; what was done before that shows remains done.
+        """
+        self.carry_out(model)
+        return model
+
+    def carry_out(self, model: nn.Module) -> KeptOutputs:
+        """:meth:`apply`; returns, of the layers that lost outputs, which they still have."""
+        check_model(model, weights=True)
+        for transform in self.transforms:
+            for name in transform.changed():
+                if not _has_module(model, name):
+                    raise SurgeryError(
+                        f"{type(model).__name__} has no module {name!r}: not the model that this plan was made for"
+                    )
+        return apply(model, self.transforms, choosing=True)
+
+    def kept_outputs(self, model: nn.Module) -> KeptOutputs:
+        """Of the layers of ``model`` that the plan makes narrower, the outputs that it keeps."""
+        chosen = [transform.kept_outputs(transform.choose(model)) for transform in self.transforms]
+        return {name: outputs for kept in chosen for name, outputs in kept.items()}
 
     def _title(self) -> str:
-        return f"{self.method}, mode {self.mode}, recorded at {'×'.join(map(str, self.input_size))}"
+        mode = f", mode {self.mode}" if self.mode else ""
+        return f"{self.method}{mode}, recorded at {'×'.join(map(str, self.input_size))}"
 
     def _rows(self) -> list[tuple[str, ...]]:
         return [
             (
-                edit.site,
-                edit.role,
-                f"{edit.channels[0]} → {edit.channels[1]}",
-                f"{edit.channels[0] / edit.channels[1]:.3g}",
-                edit.note,
+                row.site,
+                row.role,
+                f"{row.channels[0]} → {row.channels[1]}",
+                f"{row.channels[0] / row.channels[1]:.3g}",
+                row.note,
             )
-            for edit in self.sites
+            for row in self.sites
         ]
 
     def _lines(self) -> list[str]:
         """What follows the table."""
-        lines = [f"{len(self.sites)} converted, {len(self.skipped)} passed over"]
-        lines += [f"  {edit.note}" for edit in self.edits if not edit.site and edit.note]
+        verbs = Counter(row.verb for row in self.sites) or {"converted": 0}
+        done = ", ".join(f"{count} {verb}" for verb, count in verbs.items())
+        lines = [f"{done}, {len(self.skipped)} passed over"]
+        lines += [f"  {decision.note}" for decision in self.decisions if decision.note]
         for reason, count in Counter(item.reason for item in self.skipped).most_common():
             names = [item.name for item in self.skipped if item.reason == reason]
             lines.append(f"  {count} × {reason}: {', '.join(names[:3])}{', …' if count > 3 else ''}")
@@ -92,135 +122,51 @@ class Plan:
         return html_table(HEADER, self._rows(), right=(3,), caption=self._title(), lines=self._lines())
 
 
+def _has_module(model: nn.Module, name: str) -> bool:
+    try:
+        model.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
+
+
 def plan(
     model: nn.Module,
-    method: str = "pix",
+    method: Any = "pix",
     *,
-    zeta: Zeta = None,
-    mode: str = "squeeze",
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
-    insert: str | Iterable[str] = (),
-    projections: str = "residual",
-    equal_width: bool | None = None,
-    head: str = "keep",
-    importance: str = "l1",
     input_size: InputSize | None = None,
+    images: Iterable[Any] | Tensor | None = None,
     **options: Any,
 ) -> Plan:
     """Plan the conversion of a model; nothing is changed.
 
     Args:
-        model: any nn.Module that maps an image batch (N, C, H, W); also on the meta device.
-        method: a registered method: ``pix``, ``squeeze-conv``.
-        zeta: a whole number >= 1, or a dict of name patterns, to be compared with the network's own ratio: width of its
-            residual stream ÷ width of a block's squeeze (4 for every ResNet). Every site keeps its own C_in / C_out; a
-            zeta above the network's narrows all in proportion, which ``notes`` says, a smaller one changes nothing. In
-            the modes that insert, each inserted module's ratio (``prune``: 1 by default).
-        mode: ``squeeze``, ``downscale`` or ``prune``.
-        include, exclude: name patterns (shell style; ``layer3`` also means what lies below it).
-        insert: name patterns of the spatial convolutions to insert before.
-        projections: of inverted bottlenecks: ``residual`` (those that end in a residual sum), ``all`` or ``none``.
-        equal_width: convert bottleneck heads that keep the width; default: only in a network that narrows elsewhere.
-        head: ``pool`` swaps VGG's 4096-wide head for global average pooling and one linear layer.
-        importance: criterion by which a narrowing keeps filters (``l1``).
+        model: any nn.Module that maps an image batch (N, C, H, W); also on the meta device, where the method looks at
+            no weights.
+        method: a registered method's name (``python -m surgery methods`` lists them), or its config with all options.
+        include, exclude: name patterns of sites (shell style; ``layer3`` also means what lies below it).
         input_size: (C, H, W), (H, W) or one side to record the model with; default: its configured one, else 224
             pixels.
-        **options: of the method (for ``pix``: tau, fusion, operator, activation, predictor_norm, norm, grouping).
+        images: what the method looks at, where it needs images: batches (N, C, H, W), or (images, labels).
+        **options: of the method, such as ``zeta=4``, ``mode="downscale"`` or ``macs=0.77``; docs/methods has a page on
+            each.
+
+    Returns:
+        The plan, rehearsed on a copy without weights; ``Plan.apply`` carries it out.
 
     Raises:
         ValueError, TypeError: an argument, or a kind of model, that cannot be; the message says what can.
         TraceError: the model's forward fails.
     """
     check_model(model)
-    chosen = method_named(method)
-    config = configure(chosen, options)
-    check_choice(f"mode for method {method!r}", mode, chosen.modes)
-    request = Request(
-        zeta,
-        mode,
-        include,
-        exclude,
-        insert,
-        projections,
-        equal_width,
-        head,
-        importance,
-    )
-    if head != "keep" and mode == "squeeze":
-        raise ValueError("head='pool' goes with mode='downscale' or mode='prune'")
+    chosen, config = configured(method, options)
+    selection, evidence = Selection(include, exclude), Evidence(model, images)
+    check_evidence(chosen.name, chosen.evidence, evidence)
     graph = record(model, input_size)
-    proposal = _rehearsed(model, graph, chosen, request, config)
-    edits = tuple(proposal.edits)
-    if proposal.narrowing is not None:
-        edits = (proposal.narrowing.edit(), *edits)
-    skipped = tuple(sorted(proposal.skipped, key=lambda item: item.reason))
-    notes = notes_of(edits, skipped, method, mode)
-    if proposal.narrowing is not None and proposal.own_ratio is not None:
-        notes += (_narrowing_note(model, graph, chosen, request, config, edits, proposal.own_ratio),)
-    return Plan(edits, skipped, graph.input_shape, method, mode, importance, proposal.narrowing, notes)
-
-
-def _narrowing_note(
-    model: nn.Module,
-    graph: ModelGraph,
-    method: Method,
-    request: Request,
-    config: Any,
-    edits: Sequence[Edit],
-    own_ratio: int,
-) -> str:
-    """That a zeta narrows the network, what is left of its MACs, and what would be left without."""
-    without = _rehearsed(model, graph, method, replace(request, zeta=None), config)
-    before, narrowed, same_width = (
-        graph_cost(g).macs for g in (graph, _converted(model, graph, edits), _converted(model, graph, without.edits))
-    )
-    return (
-        f"zeta={request.zeta} is above this network's own ratio {own_ratio} (residual stream ÷ squeeze), so blocks "
-        f"become narrower: {narrowed / before:.2f} of {si(before)} MACs are left; zeta={own_ratio} (or none) keeps all "
-        f"widths and leaves {same_width / before:.2f}"
-    )
-
-
-def _converted(model: nn.Module, graph: ModelGraph, edits: Sequence[Edit]) -> ModelGraph:
-    """The recorded forward of a copy after some edits."""
-    return record(apply(_trial_copy(model, graph), edits), graph.input_shape)
-
-
-def _trial_copy(model: nn.Module, graph: ModelGraph) -> nn.Module:
-    """A copy to try edits on: on the meta device, but for a model whose forward looks at values."""
-    return copy.deepcopy(model) if graph.needs_values else meta_copy(model)
-
-
-def _rehearsed(model: nn.Module, graph: ModelGraph, method: Method, request: Request, config: Any) -> Proposal:
-    """The method's proposal, rehearsed on a copy: what cannot be done is known before anything is.
-
-    A site whose block cannot be rewritten is dropped, with the reason; any other failure is raised.
-    """
-    proposal: Proposal = method.plan(graph, request, config)
-    trial = _trial_copy(model, graph)
-    if proposal.narrowing is not None:
-        apply(trial, [proposal.narrowing.edit()])
-    kept: list[Edit] = []
-    for edit in proposal.edits:
-        rewrites = bool(edit.arguments.get("erase"))
-        # only a rewriting may fail half-way through an edit, so that is tried on a copy, which then takes over
-        candidate = _trial_copy(trial, graph) if rewrites else trial
-        try:
-            apply(candidate, [edit])
-        except SurgeryError as error:
-            if not rewrites:
-                raise
-            proposal.skipped.append(Skipped(edit.site, str(error)))
-            continue
-        trial = candidate
-        kept.append(edit)
-    proposal.edits = kept
-    if kept:
-        try:
-            record(trial, graph.input_shape)
-        except TraceError as error:
-            raise SurgeryError(
-                f"method {method.name!r} with {request} would give a model that fails: {error}"
-            ) from error
-    return proposal
+    proposal = chosen.plan(graph, selection, config, evidence)
+    decisions, failed = rehearse(graph, proposal.decisions)
+    skipped = tuple(sorted([*proposal.skipped, *failed], key=lambda item: item.reason))
+    notes = notes_of(chosen, graph, config, decisions, skipped)
+    return Plan(tuple(decisions), skipped, graph.input_shape, chosen.name, config, notes)

@@ -1,74 +1,105 @@
-"""The seam for methods: one file in this package, one registration, and nothing else changes."""
+"""The seam for methods: one file or folder in ``surgery.methods``, one registration, and nothing else changes."""
 
 import dataclasses
 import functools
 import importlib
 import pkgutil
-from typing import Any, ClassVar, Protocol
-
-from torch import nn
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from surgery.core.errors import check_choice
 from surgery.graph import ModelGraph
-from surgery.planning.request import Request
+from surgery.planning import evidence as evidence_module
+from surgery.planning.decision import Decision
+from surgery.planning.evidence import Evidence
+from surgery.planning.selection import Selection
 from surgery.planning.sites import Skipped
-from surgery.transforms.edit import Edit
+
+
+@dataclasses.dataclass
+class Proposal:
+    """A method's answer: decisions in order, and candidates passed over."""
+
+    decisions: list[Decision]
+    skipped: list[Skipped]
 
 
 class Method(Protocol):
     """What a method is to the rest of the package.
 
-    ``Config`` is a frozen dataclass of JSON values whose ``__post_init__`` raises ValueError on what cannot be.
-    ``forms``, which may be absent, says which arguments its edits have, so that a file's are checked before anything is
-    built (:mod:`surgery.transforms.edit_arguments`).
+    ``Config`` is a frozen dataclass of JSON values whose ``__post_init__`` raises ValueError on what cannot be. It may
+    have a field ``mode``. Besides what is below a method may define ``notes(graph, config, decisions, skipped)`` and
+    ``match(plan, model, inside)``; see :func:`notes_of` and :func:`surgery.match`.
+
+    Attributes:
+        name: by which users call it.
+        Config: its options.
+        evidence: what :meth:`plan` looks at besides the graph.
+        changes: what it changes, in a few words, for ``python -m surgery methods``.
+        where: where it may go.
     """
 
     name: ClassVar[str]
-    modes: ClassVar[tuple[str, ...]]
     Config: ClassVar[Any]
+    evidence: ClassVar[evidence_module.Kind]
+    changes: ClassVar[str]
+    where: ClassVar[str]
 
-    def plan(self, graph: ModelGraph, request: Request, config: Any) -> "Proposal":
-        """Which edits the method would make, in order, and what it passes over."""
-
-    def apply(self, model: nn.Module, edit: Edit) -> None:
-        """Carry out one edit in place; a pure function of the module and the arguments."""
-
-
-@dataclasses.dataclass
-class Proposal:
-    """A method's answer: edits in order, candidates passed over, and the narrowing that must come first, if any.
-
-    ``own_ratio`` is that of the network's blocks, where sites keep their own: a larger zeta narrows.
-    """
-
-    edits: list[Edit]
-    skipped: list[Skipped]
-    narrowing: Any = None
-    own_ratio: int | None = None
+    def plan(self, graph: ModelGraph, selection: Selection, config: Any, evidence: Evidence) -> Proposal:
+        """What the method would do, in order, and what it passes over. ``config`` is of class ``Config``."""
 
 
+M = TypeVar("M", bound=type)
 _METHODS: dict[str, Method] = {}
 
 
-def register(method: type) -> type:
-    """Class decorator: make a method known by its ``name``; raises ValueError if the name is taken."""
-    if method.name in _METHODS:  # type: ignore[attr-defined]
-        raise ValueError(f"method {method.name!r} is registered already")  # type: ignore[attr-defined]
-    _METHODS[method.name] = method()  # type: ignore[attr-defined]
+def register(method: M) -> M:
+    """Class decorator: make a method known by its ``name``.
+
+    Raises:
+        ValueError: the name is taken, or an attribute of :class:`Method` is missing.
+    """
+    missing = [name for name in (*Method.__annotations__, "plan") if not hasattr(method, name)]
+    if missing:
+        raise ValueError(f"method {method.__name__} has no {', '.join(missing)}")
+    made: Method = method()
+    check_choice("evidence", made.evidence, evidence_module.KINDS)
+    if made.name in _METHODS:
+        raise ValueError(f"method {made.name!r} is registered already")
+    _METHODS[made.name] = made
     return method
 
 
 def method_named(name: str) -> Method:
     """The registered method; raises ValueError that lists what there is."""
-    _discover()
+    discover()
     check_choice("method", name, _METHODS)
     return _METHODS[name]
 
 
 def methods() -> dict[str, Method]:
     """All registered methods by name."""
-    _discover()
+    discover()
     return dict(_METHODS)
+
+
+def configured(method: Any, options: dict[str, Any]) -> tuple[Method, Any]:
+    """A method and its config, from a name and keyword options, or from a config object alone.
+
+    Raises:
+        ValueError: there is no such method or option; the message lists what there is.
+        TypeError: ``method`` is neither a name nor a config.
+    """
+    if isinstance(method, str):
+        chosen = method_named(method)
+        return chosen, configure(chosen, options)
+    discover()
+    for chosen in _METHODS.values():
+        if type(method) is chosen.Config:
+            if options:
+                raise ValueError(f"{', '.join(options)}: belong into the config {type(method).__name__}(…)")
+            return chosen, method
+    raise TypeError(f"method={method!r:.80}: a method's name ({', '.join(_METHODS)}) or its config is needed")
 
 
 def configure(method: Method, options: dict[str, Any]) -> Any:
@@ -80,8 +111,18 @@ def configure(method: Method, options: dict[str, Any]) -> Any:
     return method.Config(**options)
 
 
+def notes_of(
+    method: Method, graph: ModelGraph, config: Any, decisions: Sequence[Decision], skipped: Sequence[Skipped]
+) -> tuple[str, ...]:
+    """What a reader should know before a plan is carried out, a sentence each."""
+    own: Callable[..., tuple[str, ...]] | None = getattr(method, "notes", None)
+    if own is not None:
+        return own(graph, config, decisions, skipped)
+    return () if decisions else ("there is nothing to convert; to try: another method",)
+
+
 @functools.cache
-def _discover() -> None:
+def discover() -> None:
     """Import this package's methods, which register themselves; others register when they are imported."""
     for module in pkgutil.iter_modules(importlib.import_module("surgery.methods").__path__):
         importlib.import_module(f"surgery.methods.{module.name}")

@@ -23,7 +23,7 @@ from surgery.graph.dataflow import (
 )
 from surgery.graph.kinds import STANDARDISED
 from surgery.graph.scripted import is_scripted_conv
-from surgery.transforms.edit import call_name
+from surgery.transforms.erase_calls import call_name
 
 HEAD, PROJECTION, TRANSITION, SPATIAL = (
     "bottleneck head",

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from surgery.core.eval_mode import eval_mode
 from surgery.training.recipe import TrainSettings
-from surgery.transforms.changed import changes
-from surgery.transforms.edit import check_same_order
+from surgery.transforms.changed import changed_layers
+from surgery.transforms.reorder import check_same_order
 
 
 class BlockDistillationTask(LogitDistillationTask):
@@ -107,8 +107,7 @@ def common_blocks(student: nn.Module, teacher: nn.Module, images: Tensor) -> lis
         ValueError: there is none, or the networks have their channels in different orders.
     """
     check_same_order(student, teacher)
-    changed = changes(student)
-    layers = {*changed.added, *changed.resized}
+    layers = changed_layers(student)
     parents = {name: [name.rsplit(".", n)[0] for n in range(1, name.count(".") + 1)] for name in layers}
     teacher_modules = {name for name, _ in teacher.named_modules()}
     shared_parents = sorted({parent for candidates in parents.values() for parent in candidates} & teacher_modules)

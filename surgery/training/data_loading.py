@@ -85,9 +85,9 @@ def calibration_images(images: Dataset, settings: DataSettings, count: int, seed
         yield batch[0]
 
 
-def labelled_images(images: Dataset, settings: DataSettings, count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def labelled_images(images: Dataset, settings: DataSettings, count: int, seed: int) -> DataLoader:
     """Batches of ``count`` training images and their labels, prepared alike: those that calibration would take last."""
-    yield from _chosen(images, settings, seed, slice(-count, None))
+    return _chosen(images, settings, seed, slice(-count, None))
 
 
 def _chosen(images: Dataset, settings: DataSettings, seed: int, part: slice) -> DataLoader:

@@ -94,19 +94,18 @@ def folder(settings: DataSettings) -> ImageDataset:
     if not settings.holdout:
         missing = "no folder val or test" if image_root != root else "no folders train and val (or test)"
         raise RecipeError(f"data.root={root} has {missing}: data.holdout=0.1 would test on a tenth of {image_root}")
-    images = _image_folder(image_root)
+    return _with_holdout(image_root, settings.holdout)
+
+
+def _with_holdout(folder: Path, holdout: float) -> ImageDataset:
+    """A share of a folder's images, the same every time, for testing, and the others for training."""
+    images = _image_folder(folder)
     order = np.random.default_rng(0).permutation(len(images)).tolist()
-    count = max(1, round(settings.holdout * len(images)))
+    count = max(1, round(holdout * len(images)))
     if count >= len(images):
-        raise RecipeError(
-            f"data.holdout={settings.holdout} of {len(images)} images in {image_root} leaves none to train on"
-        )
-    return ImageDataset(
-        _ImageSubset(images, sorted(order[count:])),
-        _ImageSubset(images, sorted(order[:count])),
-        len(images.classes),
-        tuple(images.classes),
-    )
+        raise RecipeError(f"data.holdout={holdout} of {len(images)} images in {folder} leaves none to train on")
+    train, test = (_ImageSubset(images, sorted(indices)) for indices in (order[count:], order[:count]))
+    return ImageDataset(train, test, len(images.classes), tuple(images.classes))
 
 
 class _ImageSubset(Dataset):

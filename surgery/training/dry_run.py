@@ -9,7 +9,7 @@ from surgery.checkpoint.source import parse_source
 from surgery.core.table import si, table
 from surgery.training.datasets import open_dataset
 from surgery.training.image_scan import check_headers
-from surgery.training.job import make_accelerator, make_execution, make_task
+from surgery.training.job_setup import make_accelerator, make_execution, make_task
 from surgery.training.recipe import Recipe
 from surgery.training.rehearsal import Rehearsed, rehearse
 

@@ -75,7 +75,7 @@ def _names(path: Path, classes: int) -> tuple[str, ...]:
     return names
 
 
-BENCHMARK_CLASSES = [each for each in Cityscapes.classes if 0 <= each.train_id < UNLABELLED]
+BENCHMARK_CLASSES = [city_class for city_class in Cityscapes.classes if 0 <= city_class.train_id < UNLABELLED]
 
 
 def cityscapes(settings: DataSettings) -> ImageDataset:

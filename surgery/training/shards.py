@@ -27,18 +27,18 @@ LABEL_DIGITS = 9
 
 
 class Shards(Dataset):
-    """Images of tar files; ``places`` has a row (tar file, offset, size, label) for each."""
+    """Images of tar files; ``samples`` has a row (tar file, offset, size, label) for each."""
 
-    def __init__(self, tars: Sequence[Path], places: np.ndarray) -> None:
-        self.tars, self.places = list(tars), places
+    def __init__(self, tars: Sequence[Path], samples: np.ndarray) -> None:
+        self.tars, self.samples = list(tars), samples
         self.transform: Callable[[Image.Image], object] | None = None
         self._reader = _Reader()
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[object, int]:
-        tar, offset, size, label = self.places[index].tolist()
+        tar, offset, size, label = self.samples[index].tolist()
         data = self._reader.read(self.tars[tar], offset, size)
         try:
             image = decode_image(io.BytesIO(data), "the image")
@@ -48,7 +48,7 @@ class Shards(Dataset):
 
     def member(self, index: int) -> str:
         """The tar file and the name in it of an image; reads headers, for they are not kept."""
-        path, offset = self.tars[self.places[index, 0]], self.places[index, 1]
+        path, offset = self.tars[self.samples[index, 0]], self.samples[index, 1]
         with tarfile.open(path, "r:") as tar:
             return next(
                 (f"{path}: {member.name}" for member in tar if member.offset_data == offset), f"{path}: byte {offset}"
@@ -86,13 +86,13 @@ def shards(settings: DataSettings) -> ImageDataset:
     if test_folder is None or not (root / "train").is_dir():
         raise RecipeError(f"data.root={root}: there is no {{train,val}}/*.tar (or test in place of val) in it")
     train, test = (_index(root / part) for part in ("train", test_folder.name))
-    classes = settings.classes or 1 + int(train.places[:, 3].max())
+    classes = settings.classes or 1 + int(train.samples[:, 3].max())
     source = f"data.classes={classes}" if settings.classes else f"the largest in {root / 'train'} is {classes - 1}"
     for part in (train, test):
-        largest = int(part.places[:, 3].argmax())
-        if part.places[largest, 3] >= classes:
+        largest = int(part.samples[:, 3].argmax())
+        if part.samples[largest, 3] >= classes:
             raise RecipeError(
-                f"{part.member(largest)} has label {part.places[largest, 3]}, but {source}: data.classes is needed, "
+                f"{part.member(largest)} has label {part.samples[largest, 3]}, but {source}: data.classes is needed, "
                 "larger than all labels"
             )
     return ImageDataset(train, test, classes)
@@ -103,14 +103,14 @@ def _index(folder: Path) -> Shards:
     if not tars:
         raise RecipeError(f"{folder}: there is no *.tar (uncompressed) in it")
     bar = tqdm(tars, f"indexing {folder.name} shards", leave=False, unit="tar", mininterval=0.5)
-    places = [np.array([(number, *sample) for sample in _places(path)], np.int64) for number, path in enumerate(bar)]
-    places = [rows for rows in places if len(rows)]
-    if not places:
+    samples = [np.array([(number, *sample) for sample in _samples(path)], np.int64) for number, path in enumerate(bar)]
+    samples = [rows for rows in samples if len(rows)]
+    if not samples:
         raise RecipeError(f"{folder}/*.tar: there is no NAME.{{{','.join(SUFFIXES)}}} with NAME.cls in them")
-    return Shards(tars, np.concatenate(places))
+    return Shards(tars, np.concatenate(samples))
 
 
-def _places(path: Path) -> list[tuple[int, int, int]]:
+def _samples(path: Path) -> list[tuple[int, int, int]]:
     """(offset, size, label) of the images of a tar file, in its order."""
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, int] = {}

@@ -115,7 +115,7 @@ def _check_unconverted(path: str) -> None:
             manifest = (file.metadata() or {}).get(WRITTEN_BY_SURGERY, "")
     except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise _unreadable(path, error) from None
-    if manifest and '"edits": []' not in manifest:
+    if manifest and '"edits": []' not in manifest and '"transforms": []' not in manifest:
         raise RecipeError(f"model.weights={path} holds a converted network: model.checkpoint is the key for it")
 
 

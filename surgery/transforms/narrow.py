@@ -1,80 +1,66 @@
-"""Narrow channel widths of a model consistently: decide new widths, choose the channels, slice the tensors."""
+"""Make layers narrower, consistently."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from surgery.core.errors import SurgeryError
-from surgery.graph.channels import Channels, Group
-from surgery.planning.importance import CRITERIA, strongest
-from surgery.transforms.edit import Edit, Kept, submodule
+from surgery.core.errors import SurgeryError, is_whole
+from surgery.transforms.field_checks import LARGEST
+from surgery.transforms.modules_by_name import submodule
+from surgery.transforms.transform import CALL, PER_INDEX, UNSTORED, Choice, Transform, transform
 
 Widths = dict[str, list[int | None]]
+Kept = tuple[list[int] | None, list[int] | None]
+Chooser = Callable[[nn.Module], dict[str, Kept]]
 
 
-@dataclass
-class Narrowing:
-    """New widths of channel groups; ``refused`` says why a group keeps its own."""
+@transform("narrow")
+@dataclass(frozen=True)
+class Narrow(Transform):
+    """Slices of the parameters of modules.
 
-    channels: Channels
-    width: dict[Group, int] = field(default_factory=dict)
+    Attributes:
+        widths: module → [in, out] that it has then; None where a side stays.
+        chooser: which channels (in, out) each module keeps, by the weights that a model has; without it the first ones.
+    """
 
-    def refuse(self, conv: str) -> str:
-        """Why the output of a convolution cannot get narrower, or ""."""
-        return self.channels.writes[conv][0].root().frozen
+    widths: Widths
+    chooser: Chooser | None = field(default=None, compare=False, repr=False, metadata=UNSTORED)
 
-    def shrink(self, conv: str, factor: float) -> int:
-        """Divide the output width of a convolution by ``factor`` (to the nearest allowed count); returns the width."""
-        group = self.channels.writes[conv][0].root()
-        if group not in self.width:
-            blocks = max(1, round(group.width / factor / group.multiple))
-            self.width[group] = min(group.width, blocks * group.multiple)
-        return self.width[group]
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", _checked_widths(self.widths))
 
-    def _touched(self, segments: list[Group]) -> bool:
-        return any(group.root() in self.width for group in segments)
+    def choose(self, model: nn.Module) -> Choice:
+        return None if self.chooser is None else self.chooser(model)
 
-    def widths(self) -> Widths:
-        """New (in, out) widths of every module that changes; None where a side stays."""
-        result: Widths = {}
-        for name in dict.fromkeys([*self.channels.reads, *self.channels.writes]):
-            sides: list[int | None] = []
-            for segments in (self.channels.reads.get(name, []), self.channels.writes.get(name, [])):
-                changed = self._touched(segments)
-                sides.append(sum(self.width.get(g.root(), g.width) for g in segments) if changed else None)
-            if any(side is not None for side in sides):
-                result[name] = sides
-        return result
+    def apply(self, model: nn.Module, choice: Choice = None) -> None:
+        narrow_modules(model, self.widths, choice)
 
-    def edit(self) -> Edit:
-        """The narrowing as one edit of a plan."""
-        return Edit("narrow", "", arguments={"widths": self.widths()})
+    def changed(self) -> tuple[str, ...]:
+        return tuple(self.widths)
 
-    def choose(self, model: nn.Module, importance: str) -> dict[str, Kept]:
-        """Indices (in, out) that each changed module keeps, by the importance of the filters that write them."""
-        chosen = {
-            group: strongest(
-                CRITERIA[importance]([submodule(model, name).weight for name in group.producers]), width, group.multiple
-            )
-            for group, width in self.width.items()
-        }
-        return {name: self.kept(name, chosen) for name in self.widths()}
+    def resized(self) -> tuple[str, ...]:
+        return tuple(self.widths)
 
-    def kept(self, name: str, chosen: dict[Group, list[int]]) -> Kept:
-        """Indices (in, out) that a module keeps where groups keep the ``chosen`` ones; a group left out keeps all."""
-        sides: list[list[int] | None] = []
-        for segments in (self.channels.reads.get(name, []), self.channels.writes.get(name, [])):
-            if not self._touched(segments):
-                sides.append(None)
-                continue
-            kept: list[int] = []
-            offset = 0
-            for group in segments:
-                kept += [offset + i for i in chosen.get(group.root(), range(group.width))]
-                offset += group.width
-            sides.append(kept)
-        return sides[0], sides[1]
+    def kept_outputs(self, choice: Choice) -> dict[str, list[int]]:
+        return {} if choice is None else {name: out for name, (_, out) in choice.items() if out is not None}
+
+    def work(self, model: nn.Module) -> int:
+        sides = [width for pair in self.widths.values() for width in pair if width is not None]
+        return PER_INDEX * sum(sides) + CALL * len(sides)
+
+
+def _checked_widths(widths: Any) -> Widths:
+    valid = isinstance(widths, Mapping) and all(
+        isinstance(sides, list | tuple) and len(sides) == 2 and all(n is None or is_whole(n, 1, LARGEST) for n in sides)
+        for sides in widths.values()
+    )
+    if not valid:
+        raise ValueError(f"widths={widths!r:.120}: module → [in, out], each a whole number >= 1 or null, is needed")
+    return {str(name): list(sides) for name, sides in widths.items()}
 
 
 def narrow_modules(model: nn.Module, widths: Widths, keep: dict[str, Kept] | None) -> None:

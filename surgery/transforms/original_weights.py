@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from surgery.transforms.edit import MATCH, history
+from surgery.transforms.history import history
 
 
 def accept_original_weights(model: nn.Module) -> None:
@@ -33,7 +33,7 @@ def leave_out_removed(module: nn.Module, state_dict: dict[str, Any], prefix: str
         del state_dict[entry]
     if left_out:
         shown = ", ".join([*list(removed)[:3], *(["…"] if len(removed) > 3 else [])])
-        order = any(edit.method == MATCH for edit in history(module))
+        order = any(transform.type == "reorder" for transform in history(module))
         reordered = "; channels are in the original's order again, not in the one they were matched to" if order else ""
         warnings.warn(
             f"the state dict is that of the original: its {len(left_out)} entries of modules that surgery removed "
@@ -61,9 +61,9 @@ def _entries(state_dict: Mapping[str, Any], prefix: str) -> list[str]:
 
 
 def _removed(module: nn.Module) -> Iterator[str]:
-    """Names of modules that the edits swapped for nn.Identity, and that are one still."""
-    for edit in history(module):
-        for name in edit.arguments.get("identity", ()):
+    """Names of modules that surgery swapped for nn.Identity, and that are one still."""
+    for transform in history(module):
+        for name in transform.removed():
             try:
                 present = module.get_submodule(name)
             except AttributeError:
@@ -80,7 +80,7 @@ def _misfits(module: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> I
         for name, tensor in state_dict.items()
         if isinstance(tensor, Tensor) and isinstance(own.get(name), Tensor) and tensor.shape != own[name].shape
     ]
-    resized = [name for edit in history(module) for name in _resized(edit.arguments, edit.site)]
+    resized = [name for transform in history(module) for name in transform.resized()]
     caused = [name for name in differing if name.removeprefix(prefix).rpartition(".")[0] in resized]
     if caused:
         first = caused[0]
@@ -89,7 +89,3 @@ def _misfits(module: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> I
             f"not fit, such as {first}: {tuple(state_dict[first].shape)} there, {tuple(own[first].shape)} here. "
             "Load this state dict into the original network and convert that with the same arguments"
         )
-
-
-def _resized(arguments: Mapping[str, Any], site: str) -> list[str]:
-    return [*arguments.get("widths", ()), *([site] if "squeezed" in arguments else [])]

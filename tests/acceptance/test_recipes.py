@@ -8,9 +8,9 @@ from PIL import Image
 
 import finetune
 import surgery
-from surgery.__main__ import main
+from surgery.cli.main import main
 from tests.training.test_recipe import RECIPES
-from tests.training.test_segmentation_sets import cityscapes, street
+from tests.training.test_segmentation_datasets import cityscapes, street
 
 SMALL = ["data.batch_size=4", "data.workers=0"]
 LAYOUTS = {

@@ -6,13 +6,12 @@ import torch
 from torch import nn
 
 import surgery
-from surgery.__main__ import main
 from surgery.bench import Setting, bench_network, interleaved, report
 from surgery.bench.networks import Free, _slice_steps, with_free_sites
 from surgery.bench.timing import Timing
+from surgery.cli.main import main
 from surgery.methods.pix.layer import PiX
-from surgery.transforms.edit import apply
-from tests.small_models import Net
+from tests.small_models import Net, narrowed_alone
 
 
 def test_what_runs_before_the_timing_is_shown(capsys):
@@ -66,8 +65,7 @@ def test_what_another_method_put_in_is_free_whole():
 @pytest.mark.filterwarnings("ignore::surgery.core.errors.ConversionWarning")
 def test_a_network_that_was_only_narrowed_has_no_floor(tmp_path):
     original, x = Net("module", "module"), torch.randn(1, 3, 32, 32)
-    decided = surgery.plan(original, zeta=8, input_size=32)
-    narrowed = apply(original, decided.edits[:1])
+    narrowed = narrowed_alone(original, zeta=8, input_size=32)
     assert with_free_sites(narrowed, x) is None
     timing = bench_network(Net("module", "module"), narrowed, Setting(), (3, 32, 32), seconds=0.05)
     assert set(timing.seconds) == {"original", "converted"}

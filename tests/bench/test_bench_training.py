@@ -9,10 +9,10 @@ from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import finetune
-from surgery.__main__ import main
 from surgery.bench import training as bench
 from surgery.bench.timing import Timing
 from surgery.bench.training import TrainingResult, bench_training
+from surgery.cli.main import main
 from surgery.training import load_recipe
 from surgery.training.trainer import BatchTooLargeError, Training
 

@@ -38,7 +38,7 @@ def test_the_light_install_does_all_but_calibrate_and_train(tmp_path):
     done = run(
         """
 import surgery
-from surgery.__main__ import main
+from surgery.cli.main import main
 model = surgery.create("cifar_resnet", layers=[1, 1, 1, 1], channels=[8, 8, 8, 8], num_classes=3)
 print(surgery.plan(model))
 model = surgery.convert(model)
@@ -60,7 +60,7 @@ def test_what_is_missing_is_named_with_its_extra(tmp_path):
     done = run(
         """
 import torch, surgery
-from surgery.__main__ import main
+from surgery.cli.main import main
 model = surgery.create("cifar_resnet", layers=[1, 1, 1, 1], channels=[8, 8, 8, 8], num_classes=3)
 images = torch.randn(2, 3, 32, 32)
 for use in (

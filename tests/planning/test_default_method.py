@@ -1,4 +1,4 @@
-from surgery.__main__ import parser
+from surgery.cli.main import parser
 from surgery.planning import registry
 from surgery.planning.default_method import default_method
 from surgery.training.recipe import SurgerySettings

@@ -12,6 +12,7 @@ from surgery.training.classification_task import ImageClassification
 from surgery.training.recipe import TrainSettings
 from surgery.training.sampling_order import EpochSampler, SeededDataset
 from surgery.training.trainer import train
+from surgery.training.training_spec import TrainingSpec
 from surgery.training.training_state import TrainingState
 
 
@@ -46,8 +47,8 @@ def trained(tmp_path):
         loaders = DataLoader(SeededDataset(images, 16), 8, sampler=sampler), DataLoader(images, 8)
         settings = TrainSettings(epochs=1, lr=0.1, weight_decay=0.0, optimizer="sgd", warmup_epochs=0, **options)
         state = TrainingState(tmp_path / str(len(list(tmp_path.iterdir()))), {})
-        task = ImageClassification(5)
-        return train(Accelerator(cpu=True), model, loaders, task, settings, state, teacher=teacher)[1][0]["loss"]
+        spec = TrainingSpec(Accelerator(cpu=True), ImageClassification(5), settings, teacher)
+        return train(spec, model, loaders, state)[1][0]["loss"]
 
     return run
 

@@ -8,7 +8,7 @@ from torch import nn
 import surgery
 from surgery.core.surgery_layer import SurgeryLayer
 from surgery.training.block_distillation import BlockDistillationTask, common_blocks
-from surgery.transforms.edit import apply
+from tests.small_models import narrowed_alone
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_loss_is_the_mean_share_of_the_variance(networks):
 @pytest.mark.filterwarnings("ignore::surgery.core.errors.ConversionWarning")
 def test_networks_that_were_narrowed_alone_have_blocks(networks):
     original = networks[1]
-    narrowed = apply(copy.deepcopy(original), surgery.plan(original, zeta=8, include=["layer2", "layer4"]).edits[:1])
+    narrowed = narrowed_alone(copy.deepcopy(original), zeta=8, include=["layer2", "layer4"])
     assert not any(isinstance(module, SurgeryLayer) for module in narrowed.modules())
     assert common_blocks(narrowed, original, torch.randn(2, 3, 64, 64)) == ["layer2.0", "layer2.1", "layer4.0"]
 

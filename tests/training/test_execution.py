@@ -25,7 +25,8 @@ from surgery.training.data_loading import make_loader
 from surgery.training.datasets import open_dataset
 from surgery.training.original_network import make_original
 from surgery.training.recipe import RecipeError
-from surgery.training.trainer import BatchTooLargeError, Execution, train
+from surgery.training.trainer import BatchTooLargeError, train
+from surgery.training.training_spec import Execution, TrainingSpec
 from surgery.training.training_state import TrainingState
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +81,8 @@ def train_baseline(output, *more):
     loaders = make_loader(data.train, job_recipe.data, True), make_loader(data.test, job_recipe.data, False)
     execution = Execution(compile=job_recipe.compile, checkpoint_activations=job_recipe.checkpoint_activations)
     state = TrainingState(output / "state", {}, baseline.keep)
-    return train(Accelerator(), network, loaders, ImageClassification(10), baseline, state, execution=execution)
+    spec = TrainingSpec(Accelerator(), ImageClassification(10), baseline, execution=execution)
+    return train(spec, network, loaders, state)
 
 
 def curve(output, name="original"):

@@ -12,10 +12,10 @@ from surgery.training import image_scan
 from surgery.training.datasets import open_dataset
 from surgery.training.image_scan import UnreadableImagesError, check_data, check_headers, leave_out_unreadable
 from surgery.training.recipe import DataSettings, RecipeError
-from tests.training.test_data_sets import SETTINGS as CIFAR
-from tests.training.test_data_sets import cifar
-from tests.training.test_segmentation_sets import SETTINGS as PIXELS
-from tests.training.test_segmentation_sets import street
+from tests.training.test_datasets import SETTINGS as CIFAR
+from tests.training.test_datasets import cifar
+from tests.training.test_segmentation_datasets import SETTINGS as PIXELS
+from tests.training.test_segmentation_datasets import street
 
 
 def photographs(root, parts=("train", "val")):

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from accelerate import Accelerator
 from surgery.training.image_scan import leave_out_unreadable
-from surgery.training.job import _opened_output
+from surgery.training.output_folder import opened_output
 from surgery.training.datasets import open_dataset
 from surgery.training.main_process import in_all, on_main
 from surgery.training.recipe import DataSettings, RecipeError
@@ -29,7 +29,7 @@ def only_in_the_second():
         raise OSError(28, "full")
 
 def open_output():
-    with _opened_output(accelerator, folder / "file" / "x", False):
+    with opened_output(accelerator, folder / "file" / "x", False):
         pass
 
 for action, message in (

@@ -56,7 +56,9 @@ def checkpoint(path, classes=10):
     ids=lambda value: str(value)[:50],
 )
 def test_refused_before_anything_starts(settings, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("surgery.training.job.train", lambda *overrides, **more: pytest.fail("a training has begun"))
+    monkeypatch.setattr(
+        "surgery.training.job_stages.train", lambda *arguments, **more: pytest.fail("a training has begun")
+    )
     (tmp_path / "file").write_text("")
     overrides = [
         f"output={tmp_path / 'out'}",

@@ -27,11 +27,11 @@ def test_a_full_disk_is_one_line_and_the_state_before_stays(tmp_path, monkeypatc
     settings, states = [f"output={tmp_path}", *SHORT], tmp_path / "state" / "finetune"
     real, before = trainer_module.Training._judge, resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def judged(training, whole):
-        if whole.epoch == 1:
+    def judged(training, finished):
+        if finished.epoch == 1:
             size = (states / "0001-0000000" / "model.safetensors").stat().st_size
             resource.setrlimit(resource.RLIMIT_FSIZE, (round(part * size), before[1]))
-        return real(training, whole)
+        return real(training, finished)
 
     monkeypatch.setattr(trainer_module.Training, "_judge", judged)
     try:

@@ -8,24 +8,24 @@ linear assignment such that each subset holds the channels that weigh most in a 
 import copy
 import hashlib
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from torch import Tensor, nn
 
-from surgery.core.checked_model import check_model
 from surgery.core.extras import check_extra
 from surgery.graph import record
 from surgery.graph.channels import Channels, Group, channel_groups
-from surgery.graph.skeleton import copied
-from surgery.methods.pix.ops import reference
-from surgery.planning.plan import Plan, plan
-from surgery.transforms.edit import HISTORY, MATCH, Edit, history, submodule
-from surgery.transforms.narrow import Narrowing, narrow_modules
+from surgery.methods.planners.narrowing import Narrowing
+from surgery.planning.plan import Plan
+from surgery.transforms.history import remember
+from surgery.transforms.modules_by_name import submodule
+from surgery.transforms.narrow import narrow_modules
+from surgery.transforms.reorder import Reorder
+from surgery.transforms.replace import Replace
+from surgery.transforms.subsets import subset_members
 
 ROUNDS = 10
-THROUGHOUT = "channels reordered: forward_features and forward_intermediates return them in another order"
-INSIDE = "channels reordered inside blocks: feature maps keep their order"
 
 
 @dataclass
@@ -48,43 +48,14 @@ class _Reader:
     outputs: Group
 
 
-def match(
-    model: nn.Module, method: str = "pix", *, inside: bool = False, inplace: bool = False, **arguments: Any
-) -> nn.Module:
-    """The same network with its channels in an order that suits the sites of a conversion.
+def match_for(decided: Plan, model: nn.Module, *, inside: bool = False) -> None:
+    """Reorder a model in place, for a plan that was made for it.
 
-    To be converted with the same arguments; :func:`surgery.convert` does both where it calibrates. A stream stays as
-    it is where the graph analysis does not understand all that reads or writes it. The model's outputs keep their
-    order; the feature maps of timm's ``forward_features`` and ``forward_intermediates`` have their channels in another
-    one, unless ``inside``.
+    A stream stays as it is where the graph analysis does not understand all that reads or writes it.
 
     Args:
-        model, method, **arguments: as for :func:`surgery.convert`.
-        inside: leave the order of all that ``forward_features`` and ``forward_intermediates`` return. In a ResNet those
-            are the streams that squeezes read, so only the squeezes' own outputs are ordered then, which recovers less
-            (``docs/recovery.md``).
-        inplace: reorder the model itself.
-
-    Returns:
-        A model that computes what ``model`` does, but for rounding.
-
-    Raises:
-        ValueError, TypeError, TraceError: as :func:`surgery.plan`.
+        inside: leave the order of all that ``forward_features`` and ``forward_intermediates`` return.
     """
-    check_model(model, weights=True)
-    result = model if inplace else copied(model)
-    match_for(plan(model, method, **arguments), result, inside=inside)
-    return result
-
-
-def check_match(value: object) -> None:
-    """Raise ValueError for a ``match`` argument that is not True, False, None or ``inside``."""
-    if not (value is None or isinstance(value, bool) or value == "inside"):
-        raise ValueError(f"match={value!r}: True, False, None or 'inside' is needed")
-
-
-def match_for(decided: Plan, model: nn.Module, *, inside: bool = False) -> None:
-    """:func:`match` in place, for a plan that was made for the model."""
     check_extra("calibrate", "surgery.match", ("scipy",))
     channels = channel_groups(record(model, decided.input_size))
     if inside:
@@ -96,11 +67,7 @@ def match_for(decided: Plan, model: nn.Module, *, inside: bool = False) -> None:
     keep = {name: narrowing.kept(name, orders) for name in narrowing.widths()}
     narrow_modules(model, narrowing.widths(), keep)
     digest = hashlib.blake2b(repr(sorted(keep.items())).encode(), digest_size=8).hexdigest()
-    setattr(
-        model,
-        HISTORY,
-        (*history(model), Edit(MATCH, "", arguments={"order": digest}, note=INSIDE if inside else THROUGHOUT)),
-    )
+    remember(model, Reorder(digest, inside))
 
 
 def _freeze_features(channels: Channels, model: nn.Module, size: tuple[int, ...]) -> None:
@@ -121,10 +88,12 @@ def _orders(decided: Plan, model: nn.Module, channels: Channels) -> dict[Group, 
     """New orders of channel groups: new channel i is the old ``order[i]``."""
     keep = decided.kept_outputs(model)
     streams: dict[Group, list[_Reader]] = {}
-    for edit in decided.sites:
-        found = _reader(model, channels, edit, keep.get(edit.site))
-        if found is not None:
-            streams.setdefault(channels.reads[edit.site][0].root(), []).append(found)
+    for transform in decided.transforms:
+        if not isinstance(transform, Replace):
+            continue
+        reader = _reader(model, channels, transform, keep.get(transform.module))
+        if reader is not None:
+            streams.setdefault(channels.reads[transform.module][0].root(), []).append(reader)
     orders: dict[Group, list[int]] = {}
     for stream, readers in streams.items():
         if stream.frozen:
@@ -141,8 +110,8 @@ def _orders(decided: Plan, model: nn.Module, channels: Channels) -> dict[Group, 
     return orders
 
 
-def _reader(model: nn.Module, channels: Channels, edit: Edit, kept: list[int] | None) -> _Reader | None:
-    site, width, grouping = edit.site, edit.channels, edit.arguments.get("grouping")
+def _reader(model: nn.Module, channels: Channels, transform: Replace, kept: list[int] | None) -> _Reader | None:
+    site, width, grouping = transform.module, transform.channels, transform.options.get("grouping")
     segments, outputs = channels.reads.get(site, []), channels.writes.get(site, [])
     if grouping is None or len(segments) != 1 or len(outputs) != 1:
         return None
@@ -151,7 +120,7 @@ def _reader(model: nn.Module, channels: Channels, edit: Edit, kept: list[int] | 
         return None
     kept = kept or list(range(out.width))
     weight = cast(Tensor, submodule(model, site).weight).detach().float().flatten(1).cpu().numpy()[kept]
-    members = reference.subset_members(width[0], width[1], cast(reference.Grouping, grouping))
+    members = subset_members(width[0], width[1], grouping)
     subset = np.empty(width[0], dtype=np.int64)
     for number, row in enumerate(members):
         subset[list(row)] = number

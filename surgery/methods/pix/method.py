@@ -1,36 +1,43 @@
-"""Pick-or-Mix (PiX): in place of a squeeze 1×1 convolution, or inserted in front of a spatial one.
+"""PiX as a method: in place of a squeeze 1×1 convolution, or inserted in front of a spatial one.
 
 Modes (PiX supplement A): ``squeeze`` replaces the head of a bottleneck, or the projection of an inverted one;
 ``downscale`` inserts a narrowing PiX before spatial convolutions; ``prune`` inserts one with zeta = 1 or small.
 """
 
+import dataclasses
 import importlib
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
 from surgery.core.errors import check_choice
 from surgery.graph import ModelGraph
 from surgery.methods.pix.layer import PiX, check_fusion
-from surgery.methods.planners.insertion import apply_pooled_head, insert_before, plan_insertion
-from surgery.methods.planners.removal import plan_removal
-from surgery.methods.planners.squeeze import plan_squeeze
+from surgery.methods.pix.matching import match_for
+from surgery.methods.planners.insertion import plan_insertion
+from surgery.methods.planners.squeeze import WIDTHS, narrowing_note, plan_squeeze
+from surgery.methods.planners.squeeze_notes import squeeze_notes
+from surgery.methods.planners.squeeze_options import SqueezeOptions
+from surgery.planning.decision import Decision
+from surgery.planning.evidence import Evidence, Kind
+from surgery.planning.plan import Plan
 from surgery.planning.registry import Proposal, register
-from surgery.planning.request import Request
-from surgery.transforms.edit import Edit, checked_conv, drop, drop_calls, replace
-from surgery.transforms.edit_arguments import ERASURE, NAMES, TRUE, WIDTH, Form
+from surgery.planning.selection import Selection
+from surgery.planning.sites import Skipped
+from surgery.transforms.layer_kinds import Insertion, LayerKind, register_layer
 
 NORM_PLACES = ("none", "before", "after")
 
 
 @dataclass(frozen=True)
-class PiXConfig:
+class PiXOptions:
     """The variants that the papers measured; defaults are the published ones.
 
     Attributes:
-        tau, fusion, operator, activation, grouping: see :class:`surgery.methods.pix.PiX`.
+        tau, fusion, operator, activation, grouping: see :class:`surgery.methods.pix.layer.PiX`.
         predictor_norm: BatchNorm between predictor and activation (Table 2, E1).
         norm: BatchNorm of the module: ``none``, ``before`` (a new one on the input) or ``after`` (FACS Table 5); in
             squeeze mode ``after`` keeps the norm that followed the replaced convolution.
@@ -50,65 +57,75 @@ class PiXConfig:
         if not isinstance(self.predictor_norm, bool):
             raise TypeError(f"predictor_norm={self.predictor_norm!r}: True or False is needed")
 
-    def layer_arguments(self) -> dict[str, object]:
+    def layer_arguments(self) -> dict[str, Any]:
         """Keyword arguments of the PiX layer."""
-        arguments = asdict(self)
+        arguments = {field.name: getattr(self, field.name) for field in dataclasses.fields(PiXOptions)}
         return arguments | {"input_norm": arguments.pop("norm") == "before"}
+
+
+@dataclass(frozen=True)
+class PiXConfig(PiXOptions, SqueezeOptions):
+    """Where PiX goes (:class:`SqueezeOptions`) and which variant of it (:class:`PiXOptions`)."""
+
+    def __post_init__(self) -> None:
+        SqueezeOptions.__post_init__(self)
+        PiXOptions.__post_init__(self)
+
+    def layer(self) -> tuple[str, dict[str, Any]]:
+        """Kind of layer and its options."""
+        return "pix", {field.name: getattr(self, field.name) for field in dataclasses.fields(PiXOptions)}
+
+
+def _replacing(conv: nn.Conv2d, options: PiXOptions) -> nn.Module:
+    return PiX.from_conv(conv, **options.layer_arguments())
+
+
+def _inserted(channels: int, squeezed: int, options: PiXOptions) -> Insertion:
+    """A PiX whose p is 0.5 everywhere, and the factor that undoes it in the convolution that follows."""
+    pix = PiX(channels, squeezed, **options.layer_arguments())
+    nn.init.zeros_(pix.weight)
+    assert pix.bias is not None
+    nn.init.zeros_(pix.bias)
+    if options.norm == "after":
+        return Insertion(nn.Sequential(pix, nn.BatchNorm2d(squeezed)), 2.0, options.grouping)
+    return Insertion(pix, 1.0 if options.fusion == "weighted" else 2.0, options.grouping)
+
+
+register_layer(LayerKind("pix", PiXOptions, _replacing, _inserted))
 
 
 @register
 class PiXMethod:
-    """PiX as a method; see the module."""
+    """See the module."""
 
     name: ClassVar[str] = "pix"
     default: ClassVar[bool] = True
-    modes: ClassVar[tuple[str, ...]] = ("squeeze", "downscale", "prune")
     Config: ClassVar[type] = PiXConfig
-    forms: ClassVar[tuple[Form, ...]] = (
-        Form({"pool_head": TRUE}),
-        Form({"squeezed": WIDTH}, PiXConfig),
-        Form({"identity": NAMES, "erase": ERASURE}, PiXConfig),
-    )
+    evidence: ClassVar[Kind] = "none"
+    changes: ClassVar[str] = "a squeeze convolution works on the pooled map and picks or mixes its input channels"
+    where: ClassVar[str] = "squeeze 1×1 convolutions; before spatial convolutions (modes downscale, prune)"
 
-    def plan(self, graph: ModelGraph, request: Request, config: PiXConfig) -> Proposal:
-        if request.mode == "squeeze":
-            return plan_squeeze(
-                self.name,
-                graph,
-                request,
-                lambda site: asdict(config) | plan_removal(graph, site, keep_norm=config.norm == "after").to_json(),
-            )
-        return plan_insertion(self.name, graph, request, asdict(config))
+    def plan(self, graph: ModelGraph, selection: Selection, config: PiXConfig, evidence: Evidence) -> Proposal:
+        if config.mode == "squeeze":
+            return plan_squeeze(graph, selection, config, config.layer(), keep_norm=config.norm == "after")
+        return plan_insertion(graph, selection, config, config.layer())
 
-    def apply(self, model: nn.Module, edit: Edit) -> None:
-        arguments = dict(edit.arguments)
-        if arguments.get("pool_head"):
-            apply_pooled_head(model)
-            return
-        # an option that an older file does not name has its default
-        names = [name for name in PiXConfig.__dataclass_fields__ if name in arguments]
-        config = PiXConfig(**{name: arguments.pop(name) for name in names})
-        conv = checked_conv(model, edit)
-        if "squeezed" in arguments:
-            pix, gain = self._inserted(conv, int(arguments["squeezed"]), config)
-            insert_before(model, edit, conv, pix, gain, config.grouping)
-            return
-        replace(model, edit.site, PiX.from_conv(conv, **config.layer_arguments()))
-        drop(model, arguments["identity"])
-        if arguments["erase"]:
-            drop_calls(model, *arguments["erase"])
-
-    def _inserted(self, conv: nn.Conv2d, width: int, config: PiXConfig) -> tuple[nn.Module, float]:
-        """A PiX whose p is 0.5 everywhere, and the factor that undoes it in the convolution that follows."""
-        pix = PiX(conv.in_channels, width, **config.layer_arguments())  # type: ignore[arg-type]
-        nn.init.zeros_(pix.weight)
-        assert pix.bias is not None
-        nn.init.zeros_(pix.bias)
-        if config.norm == "after":
-            return nn.Sequential(pix, nn.BatchNorm2d(width)), 2.0
-        return pix, 1.0 if config.fusion == "weighted" else 2.0
+    def notes(
+        self, graph: ModelGraph, config: PiXConfig, decisions: Sequence[Decision], skipped: Sequence[Skipped]
+    ) -> tuple[str, ...]:
+        """What a reader should know of the plan."""
+        notes = squeeze_notes(decisions, skipped, config.mode, has_squeeze=True)
+        if all(decision.name != WIDTHS for decision in decisions):
+            return notes
+        converted = Selection(tuple(decision.name for decision in decisions if decision.rows))
+        same_width = plan_squeeze(graph, converted, config.without_zeta(), config.layer(), config.norm == "after")
+        return (*notes, narrowing_note(graph, config, decisions, same_width.decisions))
 
     @property
     def operator_benchmark(self) -> ModuleType:
         """What ``bench --op`` times; imported when asked for, since benchmarks stand above methods."""
         return importlib.import_module("surgery.methods.pix.operator_benchmark")
+
+    def match(self, plan: Plan, model: nn.Module, inside: bool) -> None:
+        """Bring channels, in place, into an order in which neighbours agree."""
+        match_for(plan, model, inside=inside)

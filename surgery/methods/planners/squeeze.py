@@ -1,50 +1,95 @@
-"""Planning of squeeze mode, for any method that takes a squeeze convolution's place: which sites, at which ratio."""
+"""Planning in the place of squeeze convolutions, for any method: which sites, at which ratio."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
+from surgery.core.table import si
 from surgery.graph import ModelGraph
 from surgery.graph.channels import channel_groups
 from surgery.graph.dataflow import conv_spec, residual_sum
+from surgery.methods.planners.narrowing import Narrowing
+from surgery.methods.planners.removal import plan_removal
+from surgery.methods.planners.squeeze_options import SqueezeOptions
+from surgery.planning.cost import graph_cost
+from surgery.planning.decision import Decision, PlanRow
 from surgery.planning.registry import Proposal
-from surgery.planning.request import Request
+from surgery.planning.rehearsal import rehearse, rehearsed_graph
+from surgery.planning.selection import Selection
 from surgery.planning.sites import HEAD, PROJECTION, TRANSITION, Site, Skipped, squeeze_sites
-from surgery.transforms.edit import Edit
-from surgery.transforms.narrow import Narrowing
+from surgery.transforms.replace import Replace
+
+WIDTHS = "widths"  # the decision that makes layers narrower, before the sites
+Layer = tuple[str, dict[str, Any]]
 
 
 def plan_squeeze(
-    method: str, graph: ModelGraph, request: Request, arguments: Callable[[Site], dict[str, Any]]
+    graph: ModelGraph, selection: Selection, options: SqueezeOptions, layer: Layer, keep_norm: bool = False
 ) -> Proposal:
-    """Edits that put ``method`` in the place of squeeze convolutions.
+    """Decisions that put a layer in the place of squeeze convolutions.
 
     Each site keeps its own ratio C_in / C_out. A zeta above the network's own ratio narrows every site in proportion;
     a smaller one never widens.
+
+    Args:
+        layer: kind of layer and its options.
+        keep_norm: whether the norm behind a replaced convolution stays.
     """
+    chosen, skipped = _chosen_sites(graph, selection, options)
+    narrowing = Narrowing(channel_groups(graph)) if options.zeta is not None and chosen else None
+    own_ratio = network_ratio(graph, chosen)
+    notes = {}
+    for site in chosen:
+        zeta = options.zeta_of(site.name)
+        if narrowing is not None and zeta is not None:
+            notes[site.name] = _shrink(graph, site, zeta, own_ratio, narrowing)
+    widths = narrowing.widths() if narrowing else {}
+    decisions = []
+    if narrowing is not None and widths:
+        decisions.append(Decision(WIDTHS, (narrowing.transform(options.importance),)))
+    for site in chosen:
+        into, out = widths.get(site.name, (None, None))
+        channels = (into or site.in_channels, out or site.out_channels)
+        transforms = (Replace(site.name, layer[0], channels, layer[1]), *plan_removal(graph, site, keep_norm))
+        row = PlanRow(site.name, site.role, channels, notes.get(site.name, ""))
+        decisions.append(Decision(site.name, transforms, (row,), (WIDTHS,) if widths else ()))
+    return Proposal(decisions, skipped)
+
+
+def _chosen_sites(graph: ModelGraph, selection: Selection, options: SqueezeOptions) -> tuple[list[Site], list[Skipped]]:
     sites, skipped = squeeze_sites(graph)
-    request.check_patterns([site.name for site in sites])
+    options.check_patterns(selection, [site.name for site in sites])
     chosen: list[Site] = []
     for site in sites:
-        reason = request.wants(site.name) or _unwanted(site, request, sites)
+        reason = selection.unwanted(site.name) or _unwanted(site, options, sites)
         if reason:
             skipped.append(Skipped(site.name, reason))
         else:
             chosen.append(site)
-    narrowing = Narrowing(channel_groups(graph)) if request.zeta is not None and chosen else None
-    own_ratio = network_ratio(graph, chosen)
-    notes = {}
-    for site in chosen:
-        zeta = request.zeta_of(site.name)
-        if narrowing is not None and zeta is not None:
-            notes[site.name] = _shrink(graph, site, zeta, own_ratio, narrowing)
-    widths = narrowing.widths() if narrowing else {}
-    edits = []
-    for site in chosen:
-        into, out = widths.get(site.name, (None, None))
-        channels = (into or site.in_channels, out or site.out_channels)
-        edits.append(Edit(method, site.name, site.role, channels, arguments(site), notes.get(site.name, "")))
-    return Proposal(edits, skipped, narrowing if widths else None, own_ratio)
+    return chosen, skipped
+
+
+def narrowing_note(
+    graph: ModelGraph, options: SqueezeOptions, decisions: Sequence[Decision], same_width: Sequence[Decision]
+) -> str:
+    """That a zeta narrows the network, what is left of its MACs, and what would be left without.
+
+    Args:
+        decisions: of the plan.
+        same_width: those of the same options without zeta.
+    """
+    converted = {decision.name for decision in decisions}
+    own_ratio = network_ratio(graph, [site for site in squeeze_sites(graph)[0] if site.name in converted])
+    possible, _ = rehearse(graph, same_width)
+    before, narrowed, unchanged = (
+        graph_cost(g).macs for g in (graph, rehearsed_graph(graph, decisions), rehearsed_graph(graph, possible))
+    )
+    zeta = options.zeta
+    return (
+        f"zeta={zeta} is above this network's own ratio {own_ratio} (residual stream ÷ squeeze), so blocks "
+        f"become narrower: {narrowed / before:.2f} of {si(before)} MACs are left; zeta={own_ratio} (or none) keeps all "
+        f"widths and leaves {unchanged / before:.2f}"
+    )
 
 
 def network_ratio(graph: ModelGraph, sites: list[Site]) -> int:
@@ -68,13 +113,13 @@ def _block_ratio(graph: ModelGraph, site: Site) -> float | None:
     return None if total is None else total.meta["shape"][1] / site.out_channels
 
 
-def _unwanted(site: Site, request: Request, sites: list[Site]) -> str:
-    if site.role in (PROJECTION, TRANSITION) and request.projections == "none":
+def _unwanted(site: Site, options: SqueezeOptions, sites: list[Site]) -> str:
+    if site.role in (PROJECTION, TRANSITION) and options.projections == "none":
         return "a projection, and projections='none'"
-    if site.role == TRANSITION and request.projections != "all":
+    if site.role == TRANSITION and options.projections != "all":
         return "projection without a residual sum of its own (projections='all' includes it)"
     if site.role == HEAD and site.ratio == 1:
-        wanted = request.equal_width
+        wanted = options.equal_width
         if wanted is None:
             wanted = any(other.ratio > 1 and other.role in (HEAD, PROJECTION) for other in sites)
         if not wanted:

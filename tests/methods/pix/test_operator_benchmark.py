@@ -2,9 +2,9 @@ import re
 
 import pytest
 
-from surgery.__main__ import main
 from surgery.bench import Setting
 from surgery.bench.operators import operator_benchmark, operator_benchmarks
+from surgery.cli.main import main
 from surgery.methods.pix import operator_benchmark as pix_benchmark
 from surgery.methods.pix.operator_benchmark import bench_operator
 

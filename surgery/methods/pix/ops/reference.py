@@ -4,12 +4,13 @@ Source: Pick-or-Mix (PiX), Eq. 1-3, where ``zeta`` (C / C_out) input channels fo
 output channel ``i`` is ``p_i`` times one reduction of its subset.
 """
 
-import itertools
 import math
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from surgery.transforms.subsets import subset_members
 
 Fusion = Literal["threshold", "weighted"]
 Operator = Literal["max+avg", "max", "avg", "min"]
@@ -20,18 +21,6 @@ FUSIONS = ("threshold", "weighted")
 OPERATORS = ("max+avg", "max", "avg", "min")
 ACTIVATIONS = ("sigmoid", "tanh")
 GROUPINGS = ("contiguous", "strided")
-
-
-def subset_bounds(channels: int, subsets: int) -> list[int]:
-    """Bounds of balanced contiguous subsets: subset i holds channels ``bounds[i]`` to ``bounds[i + 1] - 1``."""
-    return [i * channels // subsets for i in range(subsets + 1)]
-
-
-def subset_members(channels: int, subsets: int, grouping: str = "contiguous") -> list[list[int]]:
-    """Channels of each subset: balanced runs (``contiguous``, the paper's), or i, i + subsets, … (``strided``)."""
-    if grouping == "strided":
-        return [list(range(i, channels, subsets)) for i in range(subsets)]
-    return [list(range(low, high)) for low, high in itertools.pairwise(subset_bounds(channels, subsets))]
 
 
 def split_subsets(x: Tensor, subsets: int, grouping: str = "contiguous") -> tuple[Tensor, Tensor | None]:

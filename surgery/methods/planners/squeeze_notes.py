@@ -1,9 +1,9 @@
-"""What a reader should know before a plan is carried out, a sentence each."""
+"""What a reader should know before squeezes are carried out, a sentence each."""
 
 from collections.abc import Sequence
 
+from surgery.planning.decision import Decision
 from surgery.planning.sites import PROJECTION, TRANSITION, Skipped
-from surgery.transforms.edit import Edit
 
 INCLUDABLE = {  # what reasons for passing over say of the argument that would include such sites
     "equal_width=True": "equal_width=True (--equal-width)",
@@ -11,21 +11,28 @@ INCLUDABLE = {  # what reasons for passing over say of the argument that would i
 }
 
 
-def notes_of(edits: Sequence[Edit], skipped: Sequence[Skipped], method: str, mode: str) -> tuple[str, ...]:
-    """Notes on what a plan converts, or on what to try where it converts nothing."""
-    if not edits:
-        return (_what_to_try(skipped, method, mode),)
-    projections = sum(edit.role in (PROJECTION, TRANSITION) for edit in edits)
+def squeeze_notes(
+    decisions: Sequence[Decision], skipped: Sequence[Skipped], mode: str, has_squeeze: bool
+) -> tuple[str, ...]:
+    """Notes on what a plan converts, or on what to try where it converts nothing.
+
+    Args:
+        has_squeeze: whether the method has a mode ``squeeze``.
+    """
+    rows = [row for decision in decisions for row in decision.rows]
+    if not decisions:
+        return (_what_to_try(skipped, mode, has_squeeze),)
+    projections = sum(row.role in (PROJECTION, TRANSITION) for row in rows)
     if not projections:
         return ()
     return (
-        f"{projections} of the {sum(bool(edit.site) for edit in edits)} sites are projections of inverted bottlenecks: "
+        f"{projections} of the {len(rows)} sites are projections of inverted bottlenecks: "
         "with these converted a network falls to chance and stays there until it has been trained for long "
         "(calibration alone does not bring it back); projections='none' (--projections none) leaves them as they are",
     )
 
 
-def _what_to_try(skipped: Sequence[Skipped], method: str, mode: str) -> str:
+def _what_to_try(skipped: Sequence[Skipped], mode: str, has_squeeze: bool) -> str:
     reasons = [item.reason for item in skipped]
     choices = []
     for argument, spelled in INCLUDABLE.items():
@@ -38,6 +45,6 @@ def _what_to_try(skipped: Sequence[Skipped], method: str, mode: str) -> str:
         choices.append("other include= or exclude= patterns")
     if mode == "squeeze":
         choices.append("mode='downscale', zeta=2 (--mode downscale --zeta 2) inserts before spatial convolutions")
-    elif method == "pix":
+    elif has_squeeze:
         choices.append("mode='squeeze' (--mode squeeze) converts what squeezes already")
     return f"there is nothing to convert; to try: {'; '.join(choices) or 'another method or mode'}"

@@ -1,0 +1,23 @@
+"""What was done to a model: carried with it, and asked wherever something depends on it."""
+
+from torch import nn
+
+from surgery.transforms.transform import Transform
+
+HISTORY = "surgery_history"
+
+
+def history(model: nn.Module) -> tuple[Transform, ...]:
+    """The transforms that made this model what it is, in order."""
+    return getattr(model, HISTORY, ())
+
+
+def remember(model: nn.Module, *transforms: Transform) -> None:
+    """Write into a model's history what was done."""
+    setattr(model, HISTORY, (*history(model), *(done.as_stored() for done in transforms)))
+
+
+def changed_modules(model: nn.Module) -> tuple[str, ...]:
+    """Names of the modules that compute something else since surgery, each once, in the order of the model."""
+    changed = {name for transform in history(model) for name in transform.changed()}
+    return tuple(name for name, _ in model.named_modules() if name in changed)

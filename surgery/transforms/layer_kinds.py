@@ -1,0 +1,71 @@
+"""Kinds of layers that a method can put into a model, by the names that files call them by."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from surgery.core.errors import check_choice
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """A module to put in front of a convolution.
+
+    Attributes:
+        module: maps (N, C, H, W) to (N, squeezed, H, W).
+        gain: by which the convolution's filters are multiplied, where the module divides by it.
+        grouping: which input channels go into which squeezed one (``transforms.subsets``).
+    """
+
+    module: nn.Module
+    gain: float = 1.0
+    grouping: str = "contiguous"
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """A kind of layer.
+
+    Attributes:
+        name: in files.
+        Options: a frozen dataclass of JSON values, which checks them.
+        replacing: makes the layer that takes a convolution's place, from it and the options.
+        inserted: makes the layer in front of a convolution, from its width, the squeezed width and the options.
+    """
+
+    name: str
+    Options: type[Any]
+    replacing: Callable[[nn.Conv2d, Any], nn.Module] | None = None
+    inserted: Callable[[int, int, Any], Insertion] | None = None
+
+
+_KINDS: dict[str, LayerKind] = {}
+
+
+def register_layer(kind: LayerKind) -> LayerKind:
+    """Make a kind of layer known; raises ValueError if the name is taken."""
+    if kind.name in _KINDS:
+        raise ValueError(f"layer {kind.name!r} is registered already")
+    _KINDS[kind.name] = kind
+    return kind
+
+
+def layer_kind(name: str) -> LayerKind:
+    """The kind of that name; raises ValueError that lists what there is."""
+    check_choice("layer", name, _KINDS)
+    return _KINDS[name]
+
+
+def checked_options(layer: str, options: Any) -> dict[str, Any]:
+    """All options of a kind of layer, defaults included; raises ValueError for one that is not there or cannot be."""
+    kind = layer_kind(layer)
+    known = [field.name for field in dataclasses.fields(kind.Options)]
+    if not isinstance(options, Mapping) or not set(options) <= set(known):
+        raise ValueError(f"options={options!r:.120}: of layer {layer!r} there are {', '.join(known) or 'none'}")
+    try:
+        return dataclasses.asdict(kind.Options(**options))
+    except TypeError as error:
+        raise ValueError(str(error)) from error
