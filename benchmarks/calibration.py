@@ -26,33 +26,35 @@ from surgery.core.table import table
 
 
 def main() -> None:
-    given = _parser().parse_args()
+    args = _parser().parse_args()
     torch.manual_seed(0)
-    model = timm.create_model(given.name, pretrained=given.weights is None)
-    if given.weights:
-        model.load_state_dict(load_file(given.weights))
+    model = timm.create_model(args.name, pretrained=args.weights is None)
+    if args.weights:
+        model.load_state_dict(load_file(args.weights))
     model.eval()
     transform = create_transform(**resolve_data_config({}, model=model), is_training=False)
-    images = ImageFolder(given.images, transform)
-    some, judging = (torch.utils.data.Subset(images, range(first, len(images), 2)) for first in (0, 1))
-    seen = torch.stack([some[i][0] for i in tqdm(range(min(given.count, len(some))), "images", leave=False)])
-    options = {"zeta": given.zeta, **{key: yaml.safe_load(value) for key, value in given.option}}
+    images = ImageFolder(args.images, transform)
+    calibrating, judging = (torch.utils.data.Subset(images, range(first, len(images), 2)) for first in (0, 1))
+    calibration_images = torch.stack(
+        [calibrating[i][0] for i in tqdm(range(min(args.count, len(calibrating))), "images", leave=False)]
+    )
+    options = {"zeta": args.zeta, **{key: yaml.safe_load(value) for key, value in args.option}}
     rows = [("original", _accuracy(model, judging), 0.0)]
-    for name, arguments in _variants(seen).items():
+    for name, arguments in _variants(calibration_images).items():
         begin = time.perf_counter()
         converted = surgery.convert(model, strict=True, **arguments, **options)
         rows.append((name, _accuracy(converted.eval(), judging), time.perf_counter() - begin))
     cells = [(name, f"{accuracy:.1f} %", f"{seconds:.0f} s") for name, accuracy, seconds in rows]
-    print(f"{len(seen)} images calibrate, {len(judging)} others judge; {torch.get_num_threads()} threads")
+    print(f"{len(calibration_images)} images calibrate, {len(judging)} others judge; {torch.get_num_threads()} threads")
     print(table(("", "top-1", "with evaluation"), cells, right=(1, 2)))
 
 
-def _variants(seen: Tensor) -> dict[str, dict[str, Any]]:
+def _variants(calibration_images: Tensor) -> dict[str, dict[str, Any]]:
     return {
         "converted": {},
         "matched": {"match": True},
-        "calibrated": {"calibrate": seen, "match": False},
-        "matched and calibrated": {"calibrate": seen},
+        "calibrated": {"calibrate": calibration_images, "match": False},
+        "matched and calibrated": {"calibrate": calibration_images},
     }
 
 

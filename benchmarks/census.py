@@ -80,15 +80,15 @@ def records(file: Path) -> Iterator[Record]:
             print(f"{file}: a line that is no record is passed over: {line[:60]}", file=sys.stderr)
 
 
-def summary(found: Iterable[Record]) -> str:
+def summary(records_found: Iterable[Record]) -> str:
     """A row per family, then the failures."""
-    everything = sorted(found, key=lambda record: record.family)
-    groups = itertools.groupby(everything, key=lambda record: record.family)
+    by_family = sorted(records_found, key=lambda record: record.family)
+    groups = itertools.groupby(by_family, key=lambda record: record.family)
     rows = [_row(family, list(members)) for family, members in groups]
     lines = [table(("family", "models", "with sites", "sites", "passed over"), rows, right=(1, 2))]
-    totals = _total(record.sites for record in everything)
-    lines.append(f"{len(everything)} models, {sum(bool(r.sites) for r in everything)} with sites: {_counted(totals)}")
-    lines += [f"failed: {record.model}: {record.failure}" for record in everything if record.failure]
+    totals = _total(record.sites for record in by_family)
+    lines.append(f"{len(by_family)} models, {sum(bool(r.sites) for r in by_family)} with sites: {_counted(totals)}")
+    lines += [f"failed: {record.model}: {record.failure}" for record in by_family if record.failure]
     return "\n".join(lines)
 
 
@@ -107,8 +107,8 @@ def _total(counts: Iterable[dict[str, int]]) -> Counter[str]:
 
 
 def _counted(counts: Counter[str], most: int | None = None) -> str:
-    shown = ", ".join(f"{count} × {name}" for name, count in counts.most_common(most))
-    return shown + (", …" if most is not None and len(counts) > most else "")
+    text = ", ".join(f"{count} × {name}" for name, count in counts.most_common(most))
+    return text + (", …" if most is not None and len(counts) > most else "")
 
 
 def main() -> int:
@@ -116,23 +116,23 @@ def main() -> int:
     parser.add_argument("--models", action="append", metavar="PATTERN", help="shell-style; may be repeated; default: *")
     parser.add_argument("--limit", type=int, help="plan at most so many models that the file does not have yet")
     parser.add_argument("--out", type=Path, default=Path("census.jsonl"), help="file of JSON lines to go on with")
-    arguments = parser.parse_args()
-    chosen = models(arguments.models or ["*"])
+    args = parser.parse_args()
+    chosen = models(args.models or ["*"])
     if not chosen:
-        parser.error(f"--models {' '.join(arguments.models)}: no model of timm {timm.__version__} has such a name")
-    done = {record.model for record in records(arguments.out)}
-    left = [pair for pair in chosen if pair[0] not in done][: arguments.limit]
-    written = arguments.out.read_bytes() if arguments.out.exists() else b""
-    with arguments.out.open("a") as file:
+        parser.error(f"--models {' '.join(args.models)}: no model of timm {timm.__version__} has such a name")
+    done = {record.model for record in records(args.out)}
+    left = [pair for pair in chosen if pair[0] not in done][: args.limit]
+    written = args.out.read_bytes() if args.out.exists() else b""
+    with args.out.open("a") as file:
         if written and not written.endswith(b"\n"):  # a stop cut the last line short
             file.write("\n")
         for name, family in tqdm(left, unit="model", disable=None):
             file.write(json.dumps(asdict(census(name, family))) + "\n")
             file.flush()
     names = {name for name, _ in chosen}
-    wanted = {record.model: record for record in records(arguments.out) if record.model in names}.values()
-    print(summary(wanted))
-    return int(any(record.failure for record in wanted))
+    selected = {record.model: record for record in records(args.out) if record.model in names}.values()
+    print(summary(selected))
+    return int(any(record.failure for record in selected))
 
 
 if __name__ == "__main__":

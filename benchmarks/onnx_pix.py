@@ -58,7 +58,7 @@ class Nothing(nn.Module):
 
 def strided_slices(x: Tensor, subsets: int) -> tuple[Tensor, Tensor]:
     ratio = x.shape[1] // subsets
-    parts = [x[:, place::ratio] for place in range(ratio)]
+    parts = [x[:, offset::ratio] for offset in range(ratio)]
     return functools.reduce(torch.maximum, parts), functools.reduce(torch.add, parts) / ratio
 
 
@@ -109,15 +109,15 @@ def main() -> None:
     parser.add_argument("--model", default="resnet50")
     for name, default in (("zeta", 4), ("size", 224), ("batch", 1), ("threads", 1), ("rounds", 40)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    given = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         files = {}
-        for name, network in networks(given.model, given.zeta).items():
+        for name, network in networks(args.model, args.zeta).items():
             files[name] = Path(folder) / f"{len(files)}.onnx"
-            surgery.export(network, files[name], input_size=(3, given.size, given.size))
+            surgery.export(network, files[name], input_size=(3, args.size, args.size))
         # timed in a process that has done nothing else, as where a file is used: after exports it is 2 points slower
         with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
-            medians = fresh.submit(timed, files, (given.batch, 3, given.size, given.size), given.threads, given.rounds)
+            medians = fresh.submit(timed, files, (args.batch, 3, args.size, args.size), args.threads, args.rounds)
             show(medians.result())
 
 

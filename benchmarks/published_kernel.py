@@ -16,9 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 from surgery.bench import interleaved
-from surgery.bench.operator import SIZES
 from surgery.core.table import table
 from surgery.methods.pix import ops
+from surgery.methods.pix.operator_benchmark import SIZES
 
 BLOCK = 256
 
@@ -45,21 +45,21 @@ def _backward(x, p, grad, dx, dp, total, channels, outs, pixels, tau, K: tl.cons
     inside = at < total
     n, c, pixel = at // (outs * pixels), (at // pixels) % outs, at % pixels
     prob = tl.load(p + n * outs + c, mask=inside, other=0.0)
-    given = tl.load(grad + at, mask=inside, other=0.0)
+    dy = tl.load(grad + at, mask=inside, other=0.0)
     first = (n * channels + c * K) * pixels + pixel
     largest = tl.full((BLOCK,), float("-inf"), tl.float32)
-    place = tl.zeros((BLOCK,), tl.int32)
+    largest_index = tl.zeros((BLOCK,), tl.int32)
     added = tl.zeros((BLOCK,), tl.float32)
     for j in range(K):
         value = tl.load(x + first + j * pixels, mask=inside, other=0.0)
-        place = tl.where(value > largest, j, place)
+        largest_index = tl.where(value > largest, j, largest_index)
         largest = tl.maximum(largest, value)
         added += value
     takes = prob <= tau
     for j in range(K):
-        share = tl.where(takes, tl.where(place == j, prob * given, 0.0), prob * given / K)
+        share = tl.where(takes, tl.where(largest_index == j, prob * dy, 0.0), prob * dy / K)
         tl.store(dx + first + j * pixels, share, mask=inside)
-    tl.store(dp + at, given * tl.where(takes, largest, added / K), mask=inside)
+    tl.store(dp + at, dy * tl.where(takes, largest, added / K), mask=inside)
 
 
 class Published(torch.autograd.Function):
@@ -133,13 +133,13 @@ def check() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     x = torch.randn(2, 12, 3, 5, device=device)
     weight, bias = torch.randn(3, 12, device=device), torch.randn(3, device=device)
-    found = []
+    results = []
     for site in (published, lambda *t: ops.pix(*t)[0]):
         leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
         y = site(*leaves)
         y.square().sum().backward()
-        found.append((y.detach(), *(t.grad for t in leaves)))
-    torch.testing.assert_close(*found)
+        results.append((y.detach(), *(t.grad for t in leaves)))
+    torch.testing.assert_close(*results)
     print("the published algorithm and surgery.ops.pix agree")
 
 
@@ -148,15 +148,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=3.0, help="per site and direction")
     parser.add_argument("--check", action="store_true", help="compare results instead of times")
-    given = parser.parse_args()
-    if given.check:
+    args = parser.parse_args()
+    if args.check:
         check()
         return
     if not torch.cuda.is_available():
         parser.error("timing needs a CUDA device; --check does not")
     head = ("site", "published forward", "published/ours", "published fwd+bwd", "published/ours")
     print(torch.cuda.get_device_name())
-    print(table(head, [compare(size, given.batch, given.seconds) for size in SIZES], right=(1, 3)))
+    print(table(head, [compare(size, args.batch, args.seconds) for size in SIZES], right=(1, 3)))
 
 
 if __name__ == "__main__":

@@ -46,16 +46,16 @@ COLOURS = {  # of a variant and of its control: tab20's pairs, dark and light
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = _parser().parse_intermixed_args(arguments)
-    settings = [f"data.root={given.data}"] if given.data else []
-    settings += [*given.settings, f"seeds={given.seeds}"]
+    args = _parser().parse_intermixed_args(arguments)
+    settings = [f"data.root={args.data}"] if args.data else []
+    settings += [*args.settings, f"seeds={args.seeds}"]
     try:
-        recipe = load_recipe(given.recipe, settings)
-        budgets = [_epochs(recipe, share) for share in given.budgets]
-        original = _train(given, settings)
+        recipe = load_recipe(args.recipe, settings)
+        budgets = [_epochs(recipe, share) for share in args.budgets]
+        original = _train(args, settings)
         kinds = [(name, epochs) for epochs in sorted(budgets, reverse=True) for name in VARIANTS]
-        found = _each(given.jobs, _variant, [(given, settings, recipe, original, *kind) for kind in kinds])
-        results = {(name, epochs): found[kinds.index((name, epochs))] for epochs in budgets for name in VARIANTS}
+        outcomes = _run_all(args.jobs, _variant, [(args, settings, recipe, original, *kind) for kind in kinds])
+        results = {(name, epochs): outcomes[kinds.index((name, epochs))] for epochs in budgets for name in VARIANTS}
     except KeyboardInterrupt as stopped:
         print(f"\n{str(stopped) or 'stopped'}; the same command goes on from the last state", file=sys.stderr)
         return getattr(stopped, "status", 130)
@@ -63,9 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"recovery.py: {error}", file=sys.stderr)
         return 2
     text = _markdown(results, budgets, recipe)
-    write_atomically(given.output / "recovery.md", text.encode())
-    _plot(given.output / "recovery.png", results, budgets, recipe)
-    print(f"\n{text}\n{given.output / 'recovery.md'} and {given.output / 'recovery.png'} written")
+    write_atomically(args.output / "recovery.md", text.encode())
+    _plot(args.output / "recovery.png", results, budgets, recipe)
+    print(f"\n{text}\n{args.output / 'recovery.md'} and {args.output / 'recovery.png'} written")
     return 0
 
 
@@ -76,23 +76,23 @@ def _epochs(recipe: Recipe, share: float) -> int:
     return epochs
 
 
-def _train(given: argparse.Namespace, settings: list[str]) -> Path:
+def _train(args: argparse.Namespace, settings: list[str]) -> Path:
     """The original, trained once; also surgery and calibration without any training, for all seeds."""
-    _run(given, "original", [*settings, "finetune.epochs=0"])
-    return given.output / "original" / "baseline.safetensors"
+    _run(args, "original", [*settings, "finetune.epochs=0"])
+    return args.output / "original" / "baseline.safetensors"
 
 
 def _variant(
-    given: argparse.Namespace, settings: list[str], recipe: Recipe, original: Path, name: str, epochs: int
+    args: argparse.Namespace, settings: list[str], recipe: Recipe, original: Path, name: str, epochs: int
 ) -> dict[str, Any]:
     start = [f"model.checkpoint={original}", "baseline.epochs=0"]
     if name == "scratch":
         trained = dataclasses.asdict(recipe.baseline)
         start = ["baseline.epochs=0", *(f"finetune.{key}={json.dumps(value)}" for key, value in trained.items())]
-    return _run(given, _folder(name, epochs), [*settings, *start, *VARIANTS[name], f"finetune.epochs={epochs}"])
+    return _run(args, _folder(name, epochs), [*settings, *start, *VARIANTS[name], f"finetune.epochs={epochs}"])
 
 
-def _each(jobs: int, run: Callable[..., dict[str, Any]], tasks: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
+def _run_all(jobs: int, run: Callable[..., dict[str, Any]], tasks: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
     """``run(*task)`` for each task, ``jobs`` at a time; those that take longest stand first."""
     if jobs == 1:
         return [run(*task) for task in tasks]
@@ -110,8 +110,8 @@ def _each(jobs: int, run: Callable[..., dict[str, Any]], tasks: Sequence[tuple[A
 
 def _logged(run: Callable[..., dict[str, Any]], task: tuple[Any, ...]) -> dict[str, Any]:
     """Runs at a time would write over each other's bars: each writes into a file of its own."""
-    given, *_, name, epochs = task
-    log = given.output / f"{_folder(name, epochs)}.log"
+    args, *_, name, epochs = task
+    log = args.output / f"{_folder(name, epochs)}.log"
     with log.open("w") as lines, contextlib.redirect_stdout(lines), contextlib.redirect_stderr(lines):
         return run(*task)
 
@@ -120,16 +120,16 @@ def _folder(name: str, epochs: int) -> str:
     return f"{name.replace(', ', '-')}-{epochs}"
 
 
-def _run(given: argparse.Namespace, name: str, settings: list[str]) -> dict[str, Any]:
+def _run(args: argparse.Namespace, name: str, settings: list[str]) -> dict[str, Any]:
     """One recipe in a folder of its own; read from there where it is done already with these settings."""
-    output = given.output / name
-    recipe = load_recipe(given.recipe, [*settings, f"output={output}"])
+    output = args.output / name
+    recipe = load_recipe(args.recipe, [*settings, f"output={output}"])
     results = output / "results.json"
     if results.exists():
-        found = json.loads(results.read_text())
-        wanted = json.loads(json.dumps(recipe.to_dict()))
-        if found["recipe"] | dict.fromkeys(ALIKE) == wanted | dict.fromkeys(ALIKE):
-            return found
+        done = json.loads(results.read_text())
+        current_recipe = json.loads(json.dumps(recipe.to_dict()))
+        if done["recipe"] | dict.fromkeys(ALIKE) == current_recipe | dict.fromkeys(ALIKE):
+            return done
     print(f"\n== {name}")
     run(recipe)
     return json.loads(results.read_text())
@@ -143,8 +143,8 @@ def _markdown(results: dict[tuple[str, int], dict[str, Any]], budgets: list[int]
         "| variant | epochs | before | after | control | difference |",
         "|---|---|---|---|---|---|",
     ]
-    for (name, epochs), found in results.items():
-        rows = {row["stage"]: row for row in found["rows"]}
+    for (name, epochs), outcome in results.items():
+        rows = {row["stage"]: row for row in outcome["rows"]}
         control = rows.get(CONTROL) or _control(results, epochs)
         start, tuned = rows.get("after calibration", rows["after surgery"]), rows["after fine-tuning"]
         difference = f"{tuned['accuracy'] - control['accuracy']:+.2f}"
@@ -191,17 +191,17 @@ def _plot(path: Path, results: dict[tuple[str, int], dict[str, Any]], budgets: l
     write_figure(path, figure)
 
 
-def _draw_variant(axes: Any, name: str, found: dict[str, Any], colours: tuple[str, str]) -> None:
+def _draw_variant(axes: Any, name: str, outcome: dict[str, Any], colours: tuple[str, str]) -> None:
     """A variant's curve and its control's, both from what their networks reach before they are trained."""
-    rows = _measured(found["rows"])
+    rows = _measured(outcome["rows"])
     start = rows.get("after calibration", rows["after surgery"])
     for curve, begin, style, colour in (
         ("converted", start, "-", colours[0]),
         ("control", rows["original"], "--", colours[1]),
     ):
-        if curve in found["curves"]:
+        if curve in outcome["curves"]:
             label = name if curve == "converted" else f"{name}: control"
-            epochs, runs = curve_points(found["curves"][curve], begin)
+            epochs, runs = curve_points(outcome["curves"][curve], begin)
             draw_runs(axes, epochs, runs, label=label, color=colour, linestyle=style, marker=".")
 
 

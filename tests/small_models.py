@@ -7,6 +7,10 @@ import torch.nn.functional as F
 from timm.layers import LayerScale2d
 from torch import Tensor, nn
 
+import surgery
+from surgery.transforms.carry_out import apply
+from surgery.transforms.narrow import Narrow
+
 
 class Bottleneck(nn.Module):
     """16 → 4 → 16 with an activation of the caller's choice: a module of its own, shared, or functional."""
@@ -96,6 +100,13 @@ def with_statistics(model: nn.Module, seed: int = 0) -> nn.Module:
             module.running_var.uniform_(0.5, 2, generator=generator)
             nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
             nn.init.normal_(module.bias, 0, 0.1, generator=generator)
+    return model
+
+
+def narrowed_alone(model: nn.Module, **arguments) -> nn.Module:
+    """The model itself, carried out on it what a plan of those arguments narrows, and nothing else."""
+    transforms = [t for decision in surgery.plan(model, **arguments).decisions for t in decision.transforms]
+    apply(model, [transform for transform in transforms if isinstance(transform, Narrow)], choosing=True)
     return model
 
 

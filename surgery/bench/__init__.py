@@ -1,7 +1,6 @@
 """How fast a converted model really is, beside the original and beside the model with its sites for free."""
 
 from surgery.bench.networks import Setting, bench_network
-from surgery.bench.operator import bench_operator
 from surgery.bench.timing import Timing, interleaved
 
-__all__ = ["Setting", "Timing", "bench_network", "bench_operator", "interleaved"]
+__all__ = ["Setting", "Timing", "bench_network", "interleaved"]

@@ -11,7 +11,7 @@ from torch import nn
 
 from surgery.bench import report
 from surgery.bench.networks import DTYPES, LAYOUTS, MODES, Setting, bench_network
-from surgery.bench.operator import SIZES, bench_operator
+from surgery.bench.operators import operator_benchmark
 from surgery.core.atomic_file import write_atomically
 from surgery.core.errors import check_choice
 from surgery.core.extras import check_extra
@@ -39,7 +39,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "network; what follows are its settings, key=value",
     )
     command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    command.add_argument("--op", action="store_true", help="the operator alone at ResNet-50's sites, against bandwidth")
+    command.add_argument("--op", action="store_true", help="the method's operator alone, against bandwidth")
     command.add_argument("--seconds", type=float, default=10.0, help="per setting (default: 10)")
     command.add_argument("--record", metavar="FILE", help="write the results into this Markdown file, with the machine")
     command.add_argument("--plot", metavar="FILE", help="draw the ratios (.png, .svg, .pdf)")
@@ -55,8 +55,8 @@ def run(given: argparse.Namespace, pairs: Pairs, arguments: Sequence[str]) -> st
     settings = list(_settings(given))
     parts = []
     if given.op:
-        timed = [(s, bench_operator(z, s, seconds=given.seconds)) for s in _operator_settings(settings) for z in SIZES]
-        parts.append(report.operator_table(timed))
+        timed = operator_benchmark(given.method)
+        parts.append(timed.benchmark(_operator_settings(settings), seconds=given.seconds))
     rows = [
         (name, setting, bench_network(original, converted, setting, _size(given, original), seconds=given.seconds))
         for name, original, converted in pairs()

@@ -1,9 +1,9 @@
-"""Time a network before and after surgery, and with its sites for free: the floor that no kernel can go below."""
+"""Time a network before and after surgery, and with what surgery put in for free: the floor of any kernel."""
 
 import contextlib
 import copy
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from surgery.bench.timing import Timing, interleaved
 from surgery.core.errors import check_choice
-from surgery.core.surgery_layer import SurgeryLayer
+from surgery.transforms.changed import added_modules, is_converted
 
 MODES = ("eager", "compile", "cudagraph", "onnx")
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -55,33 +55,27 @@ class Setting:
 
 
 class Free(nn.Module):
-    """Stands for a site and costs nothing: hands out what the site gave once, or slices of its input.
+    """Stands for a module and costs nothing: hands out what the module gave once, or a slice of its input.
 
-    The slices are for ONNX Runtime, which would compute ahead all that follows a constant. A site may take and give one
-    map or any tree of maps.
+    The slice is for ONNX Runtime, which would compute ahead all that follows a constant.
+
+    Args:
+        output: a feature map (N, C, H, W), or any tree of tensors.
+        steps: of the slice, along H and W, where the module gives one map; None to hand out ``output``.
     """
 
-    def __init__(self, output: Any, stride: tuple[int, ...], sliced: bool) -> None:
+    def __init__(self, output: Any, steps: tuple[int, int] | None = None) -> None:
         super().__init__()
         maps, self.structure = pytree.tree_flatten(output)
-        self.count, self.stride, self.sliced = len(maps), stride, sliced
+        self.count, self.steps, self.channels = len(maps), steps, maps[0].shape[1]
         for number, tensor in enumerate(maps):
             self.register_buffer(f"output{number}", tensor.detach().clone(), persistent=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.steps is not None:
+            return args[0][:, : self.channels, :: self.steps[0], :: self.steps[1]]
         maps = [self.get_buffer(f"output{number}") for number in range(self.count)]
-        if self.sliced:
-            inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            maps = [self._slice(inputs, tensor) for tensor in maps]
         return pytree.tree_unflatten(maps, self.structure)
-
-    def _slice(self, inputs: list[Tensor], output: Tensor) -> Tensor:
-        """A part of the first input of the wanted size that has one; where none has, the output plus nothing of it."""
-        for x in inputs:
-            part = x[:, : output.shape[1], :: self.stride[0], :: self.stride[1]] if x.dim() == 4 else x
-            if part.shape[1:] == output.shape[1:]:
-                return part
-        return output + 0 * inputs[0].flatten()[0]
 
 
 def bench_network(
@@ -94,33 +88,60 @@ def bench_network(
 ) -> Timing:
     """Time ``original``, ``converted`` and ``free`` in turn in this process.
 
+    ``free`` is left out where surgery put no module into the network, as where it only made layers narrower.
+
     Args:
         original, converted: with weights; copied, so neither changes.
         input_size: (C, H, W).
         seconds: for all rounds together.
 
     Raises:
-        ValueError: a model without a converted site.
+        ValueError: ``converted`` is not converted.
     """
     with threads_set_to(setting.threads):
         x = _placed(torch.randn(setting.batch, *input_size), setting)
         models = {name: _prepared(model, setting) for name, model in (("original", original), ("converted", converted))}
-        models["free"] = with_free_sites(models["converted"], x, sliced=setting.mode == "onnx")
+        free = with_free_sites(models["converted"], x, sliced=setting.mode == "onnx")
+        models |= {} if free is None else {"free": free}
         with tempfile.TemporaryDirectory() as folder:
             steps = {name: _step(name, model, x, setting, Path(folder)) for name, model in models.items()}
             label = f"batch {setting.batch} {setting.mode} {setting.dtype}"
             return interleaved(steps, seconds=seconds, device=setting.device, label=label)
 
 
-def with_free_sites(model: nn.Module, x: Tensor, sliced: bool = False) -> nn.Module:
-    """A copy of a converted model whose surgery layers are :class:`Free`; run once on ``x`` to see their outputs."""
-    outputs: dict[str, Any] = {}
-    sites = {name: module for name, module in model.named_modules() if isinstance(module, SurgeryLayer)}
-    if not sites:
+def with_free_sites(model: nn.Module, x: Tensor, sliced: bool = False) -> nn.Module | None:
+    """A copy of a converted model in which what surgery replaced or inserted is :class:`Free`.
+
+    Args:
+        x: the model is run once on it, to see what the modules give.
+        sliced: hand out slices of their inputs.
+
+    Returns:
+        None where the model's history names no such module, or one gives something that ``Free`` cannot hand out.
+
+    Raises:
+        ValueError: the model is not converted.
+    """
+    if not is_converted(model):
         raise ValueError("the model has no converted site: there is nothing to compare")
+    calls = _calls(model, added_modules(model), x)
+    free = copy.deepcopy(model)
+    for name, (given, output) in calls.items():
+        steps = _slice_steps(given, output) if sliced else None
+        if sliced and steps is None:
+            return None
+        free.set_submodule(name, Free(output, steps))
+    return free if calls else None
+
+
+def _calls(model: nn.Module, names: Sequence[str], x: Tensor) -> dict[str, tuple[Any, Any]]:
+    """(First argument, output) of the last call of each named module in a forward on ``x``."""
+    calls: dict[str, tuple[Any, Any]] = {}
     hooks = [
-        module.register_forward_hook(lambda _, given, result, name=name: outputs.update({name: result}))
-        for name, module in sites.items()
+        model.get_submodule(name).register_forward_hook(
+            lambda _, arguments, output, name=name: calls.update({name: (next(iter(arguments), None), output)})
+        )
+        for name in names
     ]
     try:
         with torch.no_grad():
@@ -128,10 +149,18 @@ def with_free_sites(model: nn.Module, x: Tensor, sliced: bool = False) -> nn.Mod
     finally:
         for hook in hooks:
             hook.remove()
-    free = copy.deepcopy(model)
-    for name, output in outputs.items():
-        free.set_submodule(name, Free(output, getattr(sites[name], "stride", (1, 1)), sliced))
-    return free
+    return calls
+
+
+def _slice_steps(given: Any, output: Any) -> tuple[int, int] | None:
+    """Steps along H and W of the slice of one map that has another's shape; None where no slice has it."""
+    if not (isinstance(given, Tensor) and isinstance(output, Tensor) and given.ndim == output.ndim == 4):
+        return None
+    sides = list(zip(given.shape[2:], output.shape[2:], strict=True))
+    height, width = (-(-before // after) for before, after in sides)
+    reached = tuple(-(-before // step) for (before, _), step in zip(sides, (height, width), strict=True))
+    fits = output.shape[1] <= given.shape[1] and reached == tuple(output.shape[2:])
+    return (height, width) if fits else None
 
 
 @contextlib.contextmanager

@@ -12,49 +12,37 @@ from pathlib import Path
 import torch
 
 from surgery.bench.networks import Setting
-from surgery.bench.operator import OperatorResult
+from surgery.bench.operators import operator_benchmarks
 from surgery.bench.timing import Timing
 from surgery.core.atomic_file import write_atomically
 from surgery.core.extras import check_extra
 from surgery.core.table import table
-from surgery.methods.pix.ops.backend import backend
 
 Row = tuple[str, Setting, Timing]
 PICTURES = (".png", ".svg", ".pdf")
+PARTS = ("original", "converted", "free")
 RATIOS = (("converted", "original"), ("free", "original"), ("converted", "free"))
 
 
 def network_table(rows: Sequence[Row]) -> str:
-    """Milliseconds and ratios with the quartiles of their rounds."""
-    head = ("model", "setting", "original", "converted", "free", *(f"{a}/{b}" for a, b in RATIOS))
-    body = []
-    for name, setting, timing in rows:
-        times = [f"{timing.median(part) * 1e3:.1f} ms" for part in ("original", "converted", "free")]
-        ratios = ["{:.3f} [{:.3f} {:.3f}]".format(*timing.ratio(a, b)) for a, b in RATIOS]
-        body.append((name, describe(setting), *times, *ratios))
-    return table(head, body, right=(2, 3, 4))
+    """Milliseconds and ratios with the quartiles of their rounds; – where a network has no such part."""
+    parts = [part for part in PARTS if any(part in timing.seconds for *_, timing in rows)]
+    ratios = [(a, b) for a, b in RATIOS if a in parts and b in parts]
+    head = ("model", "setting", *parts, *(f"{a}/{b}" for a, b in ratios))
+    body = [
+        (name, describe(setting), *(_time(timing, part) for part in parts), *(_ratio(timing, *pair) for pair in ratios))
+        for name, setting, timing in rows
+    ]
+    return table(head, body, right=range(2, 2 + len(parts)))
 
 
-def operator_table(rows: Sequence[tuple[Setting, OperatorResult]]) -> str:
-    """Forward against the bandwidth limit, training step against conv + BN + ReLU."""
-    head = ("site", "setting", "copy", "limit", "from memory", "share", "just used", "share", "training / conv+BN+ReLU")
-    body = []
-    for setting, result in rows:
-        training = "{:.3f} [{:.3f} {:.3f}]".format(*result.training.ratio("pix", "conv"))
-        body.append(
-            (
-                "{}→{} at {}²".format(*result.size),
-                describe(setting),
-                f"{result.bandwidth / 1e9:.1f} GB/s",
-                f"{result.floor * 1e3:.3f} ms",
-                f"{result.cold * 1e3:.3f} ms",
-                f"{result.floor / result.cold:.2f}",
-                f"{result.warm * 1e3:.3f} ms",
-                f"{result.floor / result.warm:.2f}",
-                training,
-            )
-        )
-    return table(head, body, right=(2, 3, 4, 5, 6, 7))
+def _time(timing: Timing, part: str) -> str:
+    return f"{timing.median(part) * 1e3:.1f} ms" if part in timing.seconds else "–"
+
+
+def _ratio(timing: Timing, part: str, base: str) -> str:
+    measured = part in timing.seconds and base in timing.seconds
+    return "{:.3f} [{:.3f} {:.3f}]".format(*timing.ratio(part, base)) if measured else "–"
 
 
 def describe(setting: Setting) -> str:
@@ -66,14 +54,15 @@ def describe(setting: Setting) -> str:
 
 
 def machine(device: str = "cpu") -> str:
-    """The machine, the versions and what runs the sites."""
+    """The machine, the versions, and what runs the operators of methods that have their own."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("surgery", "torch", "timm"))
     if device.startswith("cuda"):
         where = torch.cuda.get_device_name(device)
     else:
         where = f"{_processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
     system = f"{platform.system()}, Python {platform.python_version()}"
-    return f"{where}; {system}; {versions}; PiX: {backend(torch.device(device).type)}"
+    backends = [benchmark.backend_line(device) for benchmark in operator_benchmarks().values()]
+    return "; ".join([where, system, versions, *backends])
 
 
 def _processor() -> str:
@@ -81,8 +70,8 @@ def _processor() -> str:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor() or platform.machine()
-    found = re.search(r"model name\s*:\s*(.+)", text)
-    return found.group(1).strip() if found else platform.machine()
+    model_name = re.search(r"model name\s*:\s*(.+)", text)
+    return model_name.group(1).strip() if model_name else platform.machine()
 
 
 def record(path: str | os.PathLike[str], command: str, where: str, results: str) -> None:
@@ -101,7 +90,7 @@ def record(path: str | os.PathLike[str], command: str, where: str, results: str)
 
 
 def drawn(rows: Sequence[Row], suffix: str = ".png") -> bytes:
-    """A picture: bars of converted ÷ original with quartiles, and the floor (free ÷ original) as a mark."""
+    """A picture: bars of converted ÷ original with quartiles, and the floors there are (free ÷ original) as marks."""
     check_extra("train", "a plot", ("matplotlib",))
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -111,13 +100,19 @@ def drawn(rows: Sequence[Row], suffix: str = ".png") -> bytes:
     axes = figure.subplots()
     labels = [f"{name}: {describe(setting)}" for name, setting, _ in rows]
     ratios = [timing.ratio("converted", "original") for _, _, timing in rows]
-    floors = [timing.ratio("free", "original")[0] for _, _, timing in rows]
-    places = range(len(rows))
+    floors = {
+        position: timing.ratio("free", "original")[0]
+        for position, (_, _, timing) in enumerate(rows)
+        if "free" in timing.seconds
+    }
+    positions = range(len(rows))
     whiskers = [[max(0.0, r - low) for r, low, _ in ratios], [max(0.0, high - r) for r, _, high in ratios]]
-    axes.barh(places, [r for r, _, _ in ratios], xerr=whiskers, color="#4477aa", label="converted ÷ original")
-    axes.plot(floors, places, "|", color="#cc3311", markersize=16, markeredgewidth=3, label="sites for free ÷ original")
+    axes.barh(positions, [r for r, _, _ in ratios], xerr=whiskers, color="#4477aa", label="converted ÷ original")
+    if floors:
+        marks = axes.plot(list(floors.values()), list(floors), "|", color="#cc3311", label="sites for free ÷ original")
+        marks[0].set(markersize=16, markeredgewidth=3)
     axes.axvline(1, color="black", linewidth=1)
-    axes.set_yticks(list(places), labels)
+    axes.set_yticks(list(positions), labels)
     axes.invert_yaxis()
     axes.set_xlabel("time ÷ time of the original (less is faster)")
     figure.legend(loc="outside lower center", ncols=2)

@@ -41,7 +41,7 @@ def interleaved(
     """
     wait = torch.cuda.synchronize if device.startswith("cuda") else (lambda: None)
     _warm_up(functions, label)
-    found: dict[str, list[float]] = {name: [] for name in functions}
+    timings: dict[str, list[float]] = {name: [] for name in functions}
     least, most = ROUNDS
     begin = time.perf_counter()
     with tqdm(
@@ -49,17 +49,22 @@ def interleaved(
     ) as bar:
         for count in range(1, most + 1):
             for name, function in functions.items():
-                wait()
-                start = time.perf_counter()
-                function()
-                wait()
-                found[name].append(time.perf_counter() - start)
+                timings[name].append(_seconds(function, wait))
             spent = time.perf_counter() - begin
             bar.n = min(spent, seconds)
             bar.refresh()
             if count >= least and spent > seconds:
                 break
-    return Timing(found)
+    return Timing(timings)
+
+
+def _seconds(function: Callable[[], object], wait: Callable[[], object]) -> float:
+    """What one call takes; ``wait`` returns when the device is idle."""
+    wait()
+    start = time.perf_counter()
+    function()
+    wait()
+    return time.perf_counter() - start
 
 
 def _warm_up(functions: Mapping[str, Callable[[], object]], label: str) -> None:

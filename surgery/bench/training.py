@@ -24,18 +24,21 @@ from surgery.bench.networks import threads_set_to
 from surgery.bench.timing import Timing, interleaved
 from surgery.core.errors import SurgeryError
 from surgery.core.table import table
+from surgery.training.auxiliary_losses import whole_loss
 from surgery.training.block_distillation import distilled_blocks
-from surgery.training.data import make_loader
-from surgery.training.data_set import DataSet
-from surgery.training.data_sets import open_data
-from surgery.training.job import make_execution, make_task
+from surgery.training.data_loading import make_loader
+from surgery.training.datasets import open_dataset
+from surgery.training.image_dataset import ImageDataset
+from surgery.training.job_setup import make_execution, make_task
 from surgery.training.non_finite import NonFiniteLossError
-from surgery.training.original import make_original
+from surgery.training.objective import prepare_objective
+from surgery.training.original_network import make_original
 from surgery.training.precision import precision_here
 from surgery.training.recipe import Recipe, RecipeError, TrainSettings
-from surgery.training.state import Progress, TrainingState
 from surgery.training.task import Task
-from surgery.training.trainer import BatchTooLargeError, Training, prepare_objective, student_copy
+from surgery.training.trainer import BatchTooLargeError, Training
+from surgery.training.training_spec import Execution, TrainingSpec, student_copy
+from surgery.training.training_state import Progress, TrainingState
 
 BLOCKS = 2 * 20  # that the time is divided into: rounds of a trainer's and a bare block
 
@@ -106,7 +109,7 @@ class _Setup:
 
     recipe: Recipe
     accelerator: Accelerator
-    data: DataSet
+    data: ImageDataset
     task: Task
     stage: str
     settings: TrainSettings
@@ -114,11 +117,25 @@ class _Setup:
     teacher: nn.Module | None
     blocks: list[str]
 
-    def student(self) -> nn.Module:
-        return student_copy(self.accelerator, self.network, make_execution(self.recipe))
+    @property
+    def execution(self) -> Execution:
+        return make_execution(self.recipe)
 
-    def own_teacher(self) -> nn.Module | None:
-        return copy.deepcopy(self.teacher)
+    def student(self) -> nn.Module:
+        return student_copy(self.accelerator, self.network, self.execution)
+
+    def spec(self) -> TrainingSpec:
+        """With a teacher of its own."""
+        return TrainingSpec(
+            self.accelerator,
+            self.task,
+            self.settings,
+            copy.deepcopy(self.teacher),
+            self.blocks,
+            self.execution,
+            self.recipe.seed,
+            self.stage,
+        )
 
     def loader(self, training: bool = True, workers: int | None = None) -> DataLoader:
         settings, images = self.recipe.data, self.data.train if training else self.data.test
@@ -132,7 +149,7 @@ def _set_up(recipe: Recipe, accelerator: Accelerator) -> _Setup:
     if not settings.epochs:
         raise RecipeError("baseline.epochs=0, finetune.epochs=0: there is no training to time")
     torch.manual_seed(recipe.seed)
-    data = open_data(recipe.data)
+    data = open_dataset(recipe.data)
     network, teacher, blocks = make_original(recipe, data.classes, download=False), None, []
     if stage == "finetune":
         original = network
@@ -171,19 +188,8 @@ class _Watched:
 
 def _trainer(setup: _Setup, folder: Path) -> tuple[_Watched, Callable[[], object]]:
     """The loader, and what takes the next step of the real trainer, epoch after epoch."""
-    training = Training(
-        setup.accelerator,
-        setup.student(),
-        (setup.loader(), setup.loader(training=False)),
-        setup.task,
-        setup.settings,
-        TrainingState(folder, {}),
-        setup.own_teacher(),
-        setup.blocks,
-        make_execution(setup.recipe),
-        setup.recipe.seed,
-        setup.stage,
-    )
+    loaders = (setup.loader(), setup.loader(training=False))
+    training = Training(setup.spec(), setup.student(), loaders, TrainingState(folder, {}))
     # inside Accelerate's loader, whose own next() waits for the device as well, to copy the batch there
     prepared: Any = training.loader
     watched = prepared.base_dataloader = _Watched(prepared.base_dataloader)
@@ -195,10 +201,8 @@ def _trainer(setup: _Setup, folder: Path) -> tuple[_Watched, Callable[[], object
 def _bare(setup: _Setup) -> Callable[[], object]:
     """A step on one batch that is already there, the loss left on the device: what no training can do without."""
     device, settings, accelerator = setup.accelerator.device, setup.settings, setup.accelerator
-    plain = replace(settings, ema_decay=0.0)
-    objective, prepared = prepare_objective(
-        accelerator, setup.student(), setup.task, plain, setup.own_teacher(), setup.blocks
-    )
+    spec = replace(setup.spec(), settings=replace(settings, ema_decay=0.0))
+    objective, prepared = prepare_objective(spec, setup.student())
     optimizer: torch.optim.Optimizer = prepared.optimizer  # type: ignore[attr-defined]
     for group in optimizer.param_groups:
         group["lr"] = 1e-9  # one batch over and over would be learnt by heart, down to gradients that are denormal
@@ -208,7 +212,7 @@ def _bare(setup: _Setup) -> Callable[[], object]:
     turn = itertools.count(1)
 
     def step() -> None:
-        loss = objective(images, labels)["loss"]
+        loss = whole_loss(objective, images, labels)
         scaler.scale(loss / settings.accumulate).backward()
         if next(turn) % settings.accumulate == 0:
             scaler.step(optimizer)
@@ -219,10 +223,10 @@ def _bare(setup: _Setup) -> Callable[[], object]:
 
 
 def _batch(setup: _Setup) -> tuple[Tensor, Tensor]:
-    """Random images with labels of the data set, mixed where the settings ask for it."""
+    """Random images with labels of the dataset, mixed where the settings ask for it."""
     images, labels = next(iter(setup.loader(workers=0)))
     device = setup.accelerator.device
-    images = torch.randn_like(images).to(device, memory_format=make_execution(setup.recipe).memory_format)
+    images = torch.randn_like(images).to(device, memory_format=setup.execution.memory_format)
     mixer, labels = setup.task.mixer(setup.settings), labels.to(device)
     return (images, labels) if mixer is None else mixer(images, labels)
 
@@ -232,10 +236,10 @@ def _timed(
 ) -> TrainingResult:
     """Time blocks of steps in turn; whole blocks, so that the device is waited for as seldom as in a training."""
     device, workers = setup.accelerator.device.type, setup.recipe.data.workers
-    before = set(multiprocessing.active_children())
+    earlier_processes = set(multiprocessing.active_children())
     for _ in range(2):
         trainer()
-    loading = _Loading([child for child in multiprocessing.active_children() if child not in before])
+    loading = _Loading([child for child in multiprocessing.active_children() if child not in earlier_processes])
     begin = time.perf_counter()
     trainer()
     # workers deliver in bursts of one batch each: a block holds at least one of them
@@ -243,10 +247,10 @@ def _timed(
     waits: list[float] = []
 
     def trainer_block() -> None:
-        already = watched.waited
+        waited_before = watched.waited
         for _ in range(steps):
             trainer()
-        waits.append(watched.waited - already)
+        waits.append(watched.waited - waited_before)
 
     def bare_block() -> None:
         with loading.paused():

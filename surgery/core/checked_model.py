@@ -45,8 +45,8 @@ def check_model(model: object, *, weights: bool = False) -> None:
 
 def first_weight(model: nn.Module) -> Tensor:
     """A tensor of the dtype and on the device that a model computes in; where it has no weights, torch's defaults."""
-    held = (tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point())
-    return next(held, torch.empty(0))
+    floating_point = (tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point())
+    return next(floating_point, torch.empty(0))
 
 
 def output_for_one_image(model: nn.Module, size: Sequence[int]) -> Any:

@@ -34,11 +34,11 @@ def check_extra(extra: str, user: str, packages: tuple[str, ...] = ()) -> None:
     Raises:
         MissingPackageError: naming what is missing and the command that installs it.
     """
-    known = EXTRAS[extra]
-    missing = [known[name] for name in packages or known if not _is_installed(name)]
+    install_names = EXTRAS[extra]
+    missing = [install_names[name] for name in packages or install_names if not _is_installed(name)]
     if missing:
-        shown = " and ".join([", ".join(missing[:-1]), missing[-1]] if missing[1:] else missing)
-        raise MissingPackageError(f"{user} needs {shown}: pip install 'surgery[{extra}]'")
+        listed = " and ".join([", ".join(missing[:-1]), missing[-1]] if missing[1:] else missing)
+        raise MissingPackageError(f"{user} needs {listed}: pip install 'surgery[{extra}]'")
 
 
 def _is_installed(package: str) -> bool:

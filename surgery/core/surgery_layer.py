@@ -1,6 +1,6 @@
-"""What a method's layer tells the rest of the package: that it is one piece, and what it costs."""
+"""What a method's layer tells the rest of the package, so that nothing outside a method asks for its class."""
 
-import abc
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,8 @@ class OpCost:
 
     Attributes:
         macs: multiply-accumulates of convolutions and linears.
-        flops: everything, by the formulas of PiX supplement C and D (a multiply-accumulate counts once).
-        memory: elements written, in-place operations (norms, activations) not counted (PiX supplement D).
+        flops: everything; a multiply-accumulate counts once.
+        memory: elements written; norms and activations work in place and write none.
     """
 
     macs: int = 0
@@ -25,13 +25,25 @@ class OpCost:
         return OpCost(self.macs + other.macs, self.flops + other.flops, self.memory + other.memory)
 
 
-class SurgeryLayer(nn.Module, abc.ABC):
-    """Base of the layers that methods put into models. A recorded graph shows one as a single node.
+class SurgeryLayer(nn.Module):
+    """Base of the layers that methods put into models: what calibration, training, export and inference ask of one.
 
-    ``keeps_sign`` says that a non-negative input gives a non-negative output.
+    Attributes:
+        keeps_sign: a non-negative input gives a non-negative output.
+        opaque: a recorded or traced graph shows the layer as one node, which costs what :meth:`cost` says; where it is
+            False, graphs show the operations of its forward instead.
+
+    Raises:
+        TypeError: an opaque layer that does not say what it costs.
     """
 
     keeps_sign: bool = False
+    opaque: bool = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        if self.opaque and type(self).cost is SurgeryLayer.cost:
+            raise TypeError(f"{type(self).__name__} is opaque, so it needs a method cost(); or set opaque = False")
 
     def observe(self, x: Tensor) -> Tensor | None:
         """What :meth:`start` needs to know of an input (N, C, H, W), a row for each image; None where it needs nothing.
@@ -46,7 +58,24 @@ class SurgeryLayer(nn.Module, abc.ABC):
         Doing so twice must change nothing.
         """
 
-    @abc.abstractmethod
+    def auxiliary_loss(self) -> Tensor | None:
+        """A scalar that the trainer adds to its loss after each forward, with its weight in it; None for none."""
+        return None
+
+    def folded(self) -> nn.Module | None:
+        """A module for inference that computes the same in eval mode, with what is constant folded into weights.
+
+        None where there is nothing to fold. The layer itself must not change.
+        """
+        return None
+
+    def lowered(self) -> nn.Module:
+        """A module that computes the same in eval mode by plain PyTorch operators, which every exporter knows.
+
+        The layer itself must not change; where its forward is made of such operators, it is its own lowered form.
+        """
+        return self
+
     def cost(self, inputs: Any, outputs: Any) -> OpCost:
         """Cost for one image.
 
@@ -56,3 +85,26 @@ class SurgeryLayer(nn.Module, abc.ABC):
                 several arguments hold tensors.
             outputs: the same of what it gives.
         """
+        raise NotImplementedError(f"{type(self).__name__}.cost()")
+
+
+def replace_layers(model: nn.Module, form: Callable[[SurgeryLayer], nn.Module]) -> nn.Module:
+    """Put in the place of every surgery layer what ``form`` makes of it, in place.
+
+    A layer that is held in several places is replaced by one module.
+
+    Returns:
+        The model; for a model that is a surgery layer itself, what took its place.
+    """
+    return _with_forms(model, form, {})
+
+
+def _with_forms(
+    module: nn.Module, form: Callable[[SurgeryLayer], nn.Module], done: dict[nn.Module, nn.Module]
+) -> nn.Module:
+    if module not in done:
+        done[module] = form(module) if isinstance(module, SurgeryLayer) else module
+        for name, child in list(done[module]._modules.items()):
+            if child is not None and (replacement := _with_forms(child, form, done)) is not child:
+                setattr(done[module], name, replacement)
+    return done[module]

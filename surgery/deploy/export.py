@@ -19,13 +19,13 @@ from tqdm import tqdm
 from surgery.core.atomic_file import write_atomically
 from surgery.core.checked_model import check_model, unwrapped
 from surgery.core.errors import ExportError, is_whole
+from surgery.core.surgery_layer import replace_layers
 from surgery.deploy.checking import DRAWS, TOLERANCE, DifferentOutputsError, Sample, check, sample
 from surgery.deploy.formats import LEAST_OPSET, Format, Labels, format_named, tensors_of
 from surgery.deploy.images import Images
 from surgery.deploy.naming import output_names, preprocessing_metadata
 from surgery.graph import record
 from surgery.graph.input_size import InputSize
-from surgery.methods.pix.lowering import compose
 
 
 def export(
@@ -81,6 +81,15 @@ def export(
         write_atomically(target, file.read_bytes())
 
 
+def lowered(model: nn.Module) -> nn.Module:
+    """The model in eval mode, with plain operators in the place of every surgery layer, in place.
+
+    Returns:
+        The model; for a model that is a surgery layer itself, its lowered form.
+    """
+    return replace_layers(model, lambda layer: layer.lowered()).eval()
+
+
 @dataclass(frozen=True)
 class _Kind:
     """Of what kind a file is to be: its format with that one's name, the opset asked for, and ONNX metadata."""
@@ -114,7 +123,7 @@ class _Export:
                 draws[images] = self._draws(images)
             except Exception as error:  # any forward may raise anything; all of it is reported below
                 failures[images] = error
-        self.frozen = compose(self.frozen)
+        self.frozen = lowered(self.frozen)
         for images, samples in draws.items():
             try:
                 self._attempt(images, samples)

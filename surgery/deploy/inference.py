@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import Tensor, fx, nn
-from torch.nn.utils import fuse_conv_bn_weights
 
 from surgery.core.checked_model import check_model, first_weight
 from surgery.core.errors import SurgeryError
 from surgery.core.eval_mode import eval_mode
+from surgery.core.norm_folding import norm_folded
+from surgery.core.surgery_layer import SurgeryLayer, replace_layers
 from surgery.graph import ModelGraph, record
 from surgery.graph.dataflow import sole_user
 from surgery.graph.input_size import InputSize
-from surgery.methods.pix.layer import PiX
 from surgery.transforms.squeezed_conv import SqueezedConv2d
 
 _STANDARDISED = {
@@ -40,7 +40,7 @@ def optimize_for_inference(
 ) -> nn.Module:
     """A copy of a trained model that computes the same faster: save the model itself, this copy is for running.
 
-    Folds every BatchNorm that follows one convolution into it, the norm of a PiX predictor into the predictor, and
+    Folds every BatchNorm that follows one convolution into it, what surgery layers say of themselves can be folded, and
     weights that are standardised at call time into plain ones.
 
     Args:
@@ -58,13 +58,14 @@ def optimize_for_inference(
     check_model(model, weights=True)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype={dtype!r}: a floating torch dtype such as torch.bfloat16 is needed")
-    graph = record(model, input_size)
-    folded = copy.deepcopy(model).eval()
+    shape = record(model, input_size).input_shape
+    folded = replace_layers(copy.deepcopy(model), _folded_layer).eval()
+    pairs = _pairs(record(folded, shape))
     for name, module in list(folded.named_modules()):
         _fold_weights(folded, name, module)
-    for conv, norm in _pairs(graph):
+    for conv, norm in pairs:
         _fold_norm(folded, conv, norm)
-    _check_same(model, folded, graph.input_shape)
+    _check_same(model, folded, shape)
     folded.requires_grad_(False)
     if channels_last:
         folded = folded.to(memory_format=torch.channels_last)
@@ -95,26 +96,19 @@ def _fits(graph: ModelGraph, conv: str, user: fx.Node, norm: str) -> bool:
 
 def _fold_norm(model: nn.Module, conv_name: str, norm_name: str) -> None:
     conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
-    conv.weight, conv.bias = _fused(cast(Tensor, conv.weight), cast("Tensor | None", conv.bias), norm)
+    conv.weight, conv.bias = norm_folded(cast(Tensor, conv.weight), cast("Tensor | None", conv.bias), norm)
     rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
     model.set_submodule(norm_name, rest)
 
 
-def _fused(weight: Tensor, bias: Tensor | None, norm: nn.Module) -> tuple[nn.Parameter, nn.Parameter]:
-    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-    scale, shift = (cast("Tensor | None", getattr(norm, name)) for name in ("weight", "bias"))
-    return fuse_conv_bn_weights(weight, bias, mean, variance, float(norm.eps), scale, shift)  # type: ignore[arg-type]
+def _folded_layer(layer: SurgeryLayer) -> nn.Module:
+    folded = layer.folded()
+    return layer if folded is None else folded
 
 
 def _fold_weights(model: nn.Module, name: str, module: nn.Module) -> None:
     """Weights that a layer computes anew in each call become what they come to."""
-    if isinstance(module, PiX):
-        module.weight = nn.Parameter(module.effective_weight().detach())
-        module.standardize, module.gain = None, None
-        if module.predictor_norm is not None:
-            module.weight, module.bias = _fused(module.weight, module.bias, module.predictor_norm)
-            module.predictor_norm = None
-    elif type(module) in _STANDARDISED and not (module._forward_hooks or module._forward_pre_hooks):
+    if type(module) in _STANDARDISED and not (module._forward_hooks or module._forward_pre_hooks):
         conv = cast(nn.Conv2d, module)
         plain = _STANDARDISED[type(module)]
         padding = (0, 0) if plain is Conv2dSame else conv.padding

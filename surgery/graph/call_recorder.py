@@ -24,7 +24,9 @@ UNSEEN = "unseen"  # kind of a tensor that neither the model holds nor a recorde
 
 
 def _is_leaf(name: str, module: nn.Module, kind: str) -> bool:
-    if isinstance(module, SurgeryLayer | torch.jit.ScriptModule) or kind == "norm":
+    if isinstance(module, SurgeryLayer):
+        return module.opaque
+    if isinstance(module, torch.jit.ScriptModule) or kind == "norm":
         return True
     return name != "" and (next(module.children(), None) is None or kind in ("act", "scale"))
 

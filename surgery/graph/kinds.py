@@ -72,8 +72,9 @@ def norm_has_activation(module: nn.Module) -> bool:
 
 def module_kind(module: nn.Module) -> str:
     """Kind of a module that is recorded as one call; what its class does not tell is tried out."""
+    if isinstance(module, SurgeryLayer):
+        return "surgery" if module.opaque else "other"
     tables: list[tuple[tuple[type, ...], str]] = [
-        ((SurgeryLayer,), "surgery"),
         ((nn.Conv2d,), "conv"),
         ((nn.ConvTranspose2d,), "conv_transpose"),
         ((nn.Linear,), "linear"),

@@ -16,11 +16,14 @@ from surgery.graph.watched_numbers import UnsteadyError, watch_numbers
 from surgery.graph.watching import Surroundings, steady
 
 REPEATS = 3  # traces of each mode: what goes on from call to call shows
-_LEAVES = (SurgeryLayer, DropPath, DropBlock2d, StochasticDepth)  # these follow the mode by themselves
+_LEAVES = (DropPath, DropBlock2d, StochasticDepth)  # these follow the mode by themselves
 
 
 class _Tracer(NodePathTracer):
     proxy_buffer_attributes = True  # what is computed from a buffer is no constant
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m.opaque if isinstance(m, SurgeryLayer) else super().is_leaf_module(m, module_qualified_name)
 
 
 def trace_block(block: nn.Module) -> fx.Graph:

@@ -106,6 +106,11 @@ def pspnet(
         ValueError: a width or bins that cannot be, or a backbone without output stride 8.
         SourceError: no such backbone in timm's registry, or arguments that are none of its architecture.
     """
+    _check_head(width, bins)
+    return PSPNet(_dilated_backbone(backbone, pretrained, backbone_kwargs or {}), num_classes, bins, width, dropout)
+
+
+def _check_head(width: int, bins: Sequence[int]) -> None:
     if (
         not is_whole(width, 2, LARGEST)
         or not 0 < len(bins) <= MOST_BINS
@@ -115,14 +120,18 @@ def pspnet(
             f"width={width!r:.80}, bins={list(bins)!r:.80}: a width of at least 2 and at most {MOST_BINS} sides from 1 "
             f"to {LARGEST_BIN} are needed"
         )
-    check_timm_name(backbone)
-    of_backbone = plain_arguments(backbone_kwargs or {})
-    check_known(timm.model_entrypoint(backbone), of_backbone, shared=True)
-    arguments: dict[str, Any] = {"features_only": True, "output_stride": OUTPUT_STRIDE, "out_indices": (3, 4)}
-    with weights_at_hand("timm", backbone, pretrained):
-        cached = from_cache(backbone) if pretrained else {}
-        created = timm.create_model(backbone, pretrained=pretrained, **arguments, **of_backbone, **cached)
-    network = cast(FeatureListNet, created)
-    if network.feature_info.reduction() != [OUTPUT_STRIDE] * 2:
-        raise ValueError(f"backbone={backbone!r} cannot have output stride {OUTPUT_STRIDE}; resnet50 and its kin can")
-    return PSPNet(network, num_classes, bins, width, dropout)
+
+
+def _dilated_backbone(name: str, pretrained: bool, kwargs: dict[str, Any]) -> FeatureListNet:
+    """The feature maps of a timm network's last two stages, at output stride 8."""
+    check_timm_name(name)
+    builder_kwargs = plain_arguments(kwargs)
+    check_known(timm.model_entrypoint(name), builder_kwargs, shared=True)
+    features: dict[str, Any] = {"features_only": True, "output_stride": OUTPUT_STRIDE, "out_indices": (3, 4)}
+    with weights_at_hand("timm", name, pretrained):
+        cached = from_cache(name) if pretrained else {}
+        created = timm.create_model(name, pretrained=pretrained, **features, **builder_kwargs, **cached)
+    backbone = cast(FeatureListNet, created)
+    if backbone.feature_info.reduction() != [OUTPUT_STRIDE] * 2:
+        raise ValueError(f"backbone={name!r} cannot have output stride {OUTPUT_STRIDE}; resnet50 and its kin can")
+    return backbone

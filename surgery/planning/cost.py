@@ -39,7 +39,7 @@ class Cost:
     Attributes:
         macs: multiply-accumulates of convolutions and linears (the convention of fvcore and torch's flop counter,
             which counts 2 each). Products of two computed matrices, as in attention, are in ``flops`` alone.
-        flops: everything, by the formulas of PiX supplement C and D; a multiply-accumulate counts once.
+        flops: everything: besides these, norms, activations, pooling, sums and products of maps.
         params: number of parameters.
         memory: bytes that the operations write in the model's dtype; norms and activations work in place. It is the
             traffic of one forward, neither the peak nor the weights.

@@ -13,8 +13,8 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from surgery.core.eval_mode import eval_mode
-from surgery.core.surgery_layer import SurgeryLayer
 from surgery.training.recipe import TrainSettings
+from surgery.transforms.changed import changed_layers
 from surgery.transforms.reorder import check_same_order
 
 
@@ -45,11 +45,14 @@ class BlockDistillationTask(LogitDistillationTask):
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """As timm's; ``block_loss`` is added to what it returns where there are blocks."""
         student, teacher = unwrap_model(self.trainable_module), unwrap_model(self.teacher.model)
-        with seen_outputs(student, self.blocks) as given, seen_outputs(teacher, self.blocks) as wanted:
+        with (
+            recorded_outputs(student, self.blocks) as student_outputs,
+            recorded_outputs(teacher, self.blocks) as teacher_outputs,
+        ):
             result = self.logits_loss(input, target)
         if not self.blocks or not self.block_weight:
             return result
-        errors = [_share(given[name][0], wanted[name][0]) for name in self.blocks]
+        errors = [_share(student_outputs[name][0], teacher_outputs[name][0]) for name in self.blocks]
         result["block_loss"] = torch.stack(errors).mean()
         result["loss"] = result["loss"] + self.block_weight * result["block_loss"]
         return result
@@ -87,13 +90,15 @@ def distillation_options(settings: TrainSettings, accelerator: Accelerator) -> d
     }
 
 
-def _share(given: Tensor, wanted: Tensor) -> Tensor:
-    wanted = wanted.detach().float()
-    return (given.float() - wanted).square().mean() / wanted.var().clamp(min=1e-12)
+def _share(output: Tensor, target: Tensor) -> Tensor:
+    target = target.detach().float()
+    return (output.float() - target).square().mean() / target.var().clamp(min=1e-12)
 
 
 def common_blocks(student: nn.Module, teacher: nn.Module, images: Tensor) -> list[str]:
-    """The smallest modules around each converted layer that give one map, of the same shape in both networks.
+    """The smallest modules around each changed layer that give one map, of the same shape in both networks.
+
+    Changed is what the student's history says was replaced, inserted or resized.
 
     Args:
         images: (N, C, H, W); both networks run once on them, in eval mode.
@@ -102,16 +107,24 @@ def common_blocks(student: nn.Module, teacher: nn.Module, images: Tensor) -> lis
         ValueError: there is none, or the networks have their channels in different orders.
     """
     check_same_order(student, teacher)
-    layers = [name for name, module in student.named_modules() if isinstance(module, SurgeryLayer)]
+    layers = changed_layers(student)
     parents = {name: [name.rsplit(".", n)[0] for n in range(1, name.count(".") + 1)] for name in layers}
-    known = {name for name, _ in teacher.named_modules()}
-    tried = sorted({parent for some in parents.values() for parent in some} & known)
-    with torch.no_grad(), seen_outputs(student, tried) as given, seen_outputs(teacher, tried) as wanted:
+    teacher_modules = {name for name, _ in teacher.named_modules()}
+    shared_parents = sorted({parent for candidates in parents.values() for parent in candidates} & teacher_modules)
+    with (
+        torch.no_grad(),
+        recorded_outputs(student, shared_parents) as student_outputs,
+        recorded_outputs(teacher, shared_parents) as teacher_outputs,
+    ):
         for network in (student, teacher):
             with eval_mode(network):
                 network(images)
-    fitting = {name for name in tried if _shapes(given[name]) == _shapes(wanted[name]) != []}
-    smallest = {next((parent for parent in some if parent in fitting), "") for some in parents.values()} - {""}
+    matching = {
+        name for name in shared_parents if _shapes(student_outputs[name]) == _shapes(teacher_outputs[name]) != []
+    }
+    smallest = {
+        next((parent for parent in candidates if parent in matching), "") for candidates in parents.values()
+    } - {""}
     if not smallest:
         raise ValueError(
             f"{type(student).__name__} has no block around a converted layer that gives one map as the original does"
@@ -135,15 +148,17 @@ def _shapes(outputs: list[Any]) -> list[torch.Size]:
 
 
 @contextmanager
-def seen_outputs(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
+def recorded_outputs(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
     """What the named modules return while this is entered, call after call."""
-    seen: dict[str, list[Any]] = {name: [] for name in names}
+    outputs: dict[str, list[Any]] = {name: [] for name in names}
     handles = [
-        network.get_submodule(name).register_forward_hook(lambda _, args, output, name=name: seen[name].append(output))
+        network.get_submodule(name).register_forward_hook(
+            lambda _, args, output, name=name: outputs[name].append(output)
+        )
         for name in names
     ]
     try:
-        yield seen
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()

@@ -106,7 +106,7 @@ def _start(options: argparse.Namespace) -> int:
 
 
 def _check_data(recipe: "Recipe") -> int:
-    from surgery.training.data_sets import open_files
+    from surgery.training.datasets import open_files
     from surgery.training.image_scan import check_data
 
     if not _is_main_process():

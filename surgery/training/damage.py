@@ -6,6 +6,7 @@ network learns that knows nothing; with more it leaves the minimum that calibrat
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,12 +16,10 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from surgery.core.eval_mode import eval_mode
-from surgery.training.data import labelled_images
-from surgery.training.data_set import DataSet
-from surgery.training.recipe import DataSettings, TrainSettings
+from surgery.training.recipe import TrainSettings
 from surgery.training.task import Task
 
-IMAGES = 1024
+IMAGES = 1024  # of the training images, on which losses are compared
 LEAST = 0.05  # of the learning rate, however little was lost: a fine-tuning is to move
 
 
@@ -53,30 +52,34 @@ class Damage:
 
 def measure_damage(
     accelerator: Accelerator,
-    original: nn.Module,
-    converted: nn.Module,
+    networks: tuple[nn.Module, nn.Module],
     task: Task,
-    data: DataSet,
-    settings: DataSettings,
-    seed: int,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    classes: int,
 ) -> Damage:
-    """Both networks' loss on up to 1,024 training images, those that calibration would take last."""
-    losses = [
-        _mean_loss(accelerator, network, task, labelled_images(data.train, settings, IMAGES, seed))
-        for network in (original, converted)
-    ]
-    seen = torch.tensor(losses, dtype=torch.float32, device=accelerator.device)
+    """Both networks' loss on the same training images.
+
+    Args:
+        networks: the original and the converted one.
+        batches: images and labels, read once for each network; a job takes 1,024 images at most, those that
+            calibration would take last.
+        classes: among which a guess is made.
+    """
+    losses = [_mean_loss(accelerator, network, task, batches) for network in networks]
+    agreed_losses = torch.tensor(losses, dtype=torch.float32, device=accelerator.device)
     if accelerator.num_processes > 1:
-        seen = cast(Tensor, broadcast(seen))  # one learning rate for all
-    return Damage(seen[0].item(), seen[1].item(), math.log(data.classes))
+        agreed_losses = cast(Tensor, broadcast(agreed_losses))  # one learning rate for all
+    return Damage(agreed_losses[0].item(), agreed_losses[1].item(), math.log(classes))
 
 
-def _mean_loss(accelerator: Accelerator, network: nn.Module, task: Task, batches: object) -> float:
+def _mean_loss(
+    accelerator: Accelerator, network: nn.Module, task: Task, batches: Iterable[tuple[Tensor, Tensor]]
+) -> float:
     """Of plain cross entropy, of a network in eval mode."""
     criterion, total, count = task.criterion(TrainSettings()), 0.0, 0
     network = network.to(accelerator.device)
     with torch.no_grad(), eval_mode(network):
-        for images, labels in batches:  # type: ignore[attr-defined]
+        for images, labels in batches:
             outputs = network(images.to(accelerator.device))
             total += criterion(outputs, labels.to(accelerator.device)).item() * len(images)
             count += len(images)

@@ -7,9 +7,9 @@ import surgery
 from surgery.checkpoint.pretrained_weights import published
 from surgery.checkpoint.source import parse_source
 from surgery.core.table import si, table
-from surgery.training.data_sets import open_data
+from surgery.training.datasets import open_dataset
 from surgery.training.image_scan import check_headers
-from surgery.training.job import make_accelerator, make_execution, make_task
+from surgery.training.job_setup import make_accelerator, make_execution, make_task
 from surgery.training.recipe import Recipe
 from surgery.training.rehearsal import Rehearsed, rehearse
 
@@ -23,27 +23,27 @@ def describe(recipe: Recipe) -> str:
         RecipeError, SurgeryError, UnreadableImagesError, ValueError, OSError: what would stop the job at its beginning.
     """
     accelerator = make_accelerator(recipe)
-    data = open_data(recipe.data, accelerator.print)
+    data = open_dataset(recipe.data, accelerator.print)
     if not recipe.data.skip_unreadable:
         check_headers(data, accelerator)
-    made = rehearse(accelerator, recipe, data, make_task(recipe, data), make_execution(recipe))
+    rehearsed = rehearse(accelerator, recipe, data, make_task(recipe, data), make_execution(recipe))
     shapes = [
         f"{name}: {len(images)} images, {data.classes} classes; a batch: {_shape(batch[0])}, {_shape(batch[1])}"  # type: ignore[arg-type]
-        for name, images, batch in zip(("training", "test"), (data.train, data.test), made.batches, strict=True)
+        for name, images, batch in zip(("training", "test"), (data.train, data.test), rehearsed.batches, strict=True)
     ]
     if recipe.data.skip_unreadable:
         shapes.append("the job will leave out images that cannot be read (data.skip_unreadable=true)")
     parts = [
         yaml.safe_dump(recipe.to_dict(), sort_keys=False),
-        str(made.plan),
-        _costs(made, recipe.data.image_size),
-        "\n".join([f"original: {made.original.origin}", *_published(recipe), *shapes]),
+        str(rehearsed.plan),
+        _costs(rehearsed, recipe.data.image_size),
+        "\n".join([f"original: {rehearsed.original.origin}", *_published(recipe), *shapes]),
     ]
     return "\n\n".join(part.rstrip() for part in parts)
 
 
-def _costs(made: Rehearsed, size: int) -> str:
-    networks = (("original", made.original.network), ("converted", made.converted))
+def _costs(rehearsed: Rehearsed, size: int) -> str:
+    networks = (("original", rehearsed.original.network), ("converted", rehearsed.converted))
     costs = [(name, surgery.cost(network, (3, size, size))) for name, network in networks]
     rows = [(name, si(cost.macs), si(cost.params), si(cost.memory, "B")) for name, cost in costs]
     return table(("", "MACs", "params", "memory"), rows, right=(1, 2, 3))

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from surgery.core.atomic_file import write_atomically
-from surgery.training.data_set import DataSet, ImageFiles
+from surgery.training.image_dataset import ImageDataset, ImageFiles
 from surgery.training.json_file import read_json
 from surgery.training.main_process import on_main
 from surgery.training.recipe import DataSettings, RecipeError
@@ -34,10 +34,10 @@ PARTS = ("train", "test")
 
 
 class UnreadableImagesError(ValueError):
-    """Some of a data set's images cannot be read; names the first of them."""
+    """Some of a dataset's images cannot be read; names the first of them."""
 
 
-def check_headers(data: DataSet, accelerator: Accelerator) -> None:
+def check_headers(data: ImageDataset, accelerator: Accelerator) -> None:
     """Read the headers of all image files, if that takes less than a minute; else of the first ones.
 
     Raises:
@@ -50,33 +50,35 @@ def check_headers(data: DataSet, accelerator: Accelerator) -> None:
             raise _error(part, [reason for _, reason in damaged], len(files[part]))
 
 
-def leave_out_unreadable(data: DataSet, settings: DataSettings, accelerator: Accelerator, output: Path) -> DataSet:
+def leave_out_unreadable(
+    data: ImageDataset, settings: DataSettings, accelerator: Accelerator, output: Path
+) -> ImageDataset:
     """``data`` without the files that cannot be decoded.
 
     Every file is decoded, once: the outcome is kept in ``output``.
 
     Raises:
         UnreadableImagesError: that is more than half of a part.
-        RecipeError: the data set is not of image files in folders.
+        RecipeError: the dataset is not of image files in folders.
     """
     parts = _file_parts(data, settings)
     files = {part: images.files for part, images in parts.items()}
     if not any(files.values()):  # decoded when they were opened
         return data
-    unreadable, kept = _decoded(files, settings, accelerator, output), dict[str, Any]()
+    unreadable, readable = _decoded(files, settings, accelerator, output), dict[str, Any]()
     for part, images in parts.items():
         reasons = dict(unreadable[part])
         refuse_or_leave_out(part, list(reasons.values()), len(files[part]), True, accelerator.print)
-        kept[part] = images.without(reasons)
-    return replace(data, **kept)
+        readable[part] = images.without(reasons)
+    return replace(data, **readable)
 
 
-def readable_sample(data: DataSet, settings: DataSettings, count: int) -> DataSet:
+def readable_sample(data: ImageDataset, settings: DataSettings, count: int) -> ImageDataset:
     """``count`` items of each part, or as many as there are, that can be decoded, drawn once and for all.
 
     Raises:
         UnreadableImagesError: more than half of a part cannot be.
-        RecipeError: the data set is not of image files in folders.
+        RecipeError: the dataset is not of image files in folders.
     """
     sample: dict[str, Any] = {
         part: _part_sample(part, images, count) for part, images in _file_parts(data, settings).items()
@@ -102,7 +104,7 @@ def _part_sample(part: str, images: ImageFiles, count: int) -> Dataset:
     return images.without(set(range(total)) - chosen)
 
 
-def check_data(data: DataSet, settings: DataSettings, say: Callable[[str], None]) -> int:
+def check_data(data: ImageDataset, settings: DataSettings, say: Callable[[str], None]) -> int:
     """Decode every image, and label map, of both parts; says which cannot be used and why, and returns their number."""
     count = 0
     for part in PARTS:
@@ -115,7 +117,7 @@ def check_data(data: DataSet, settings: DataSettings, say: Callable[[str], None]
     return count
 
 
-def _file_parts(data: DataSet, settings: DataSettings) -> dict[str, ImageFiles]:
+def _file_parts(data: ImageDataset, settings: DataSettings) -> dict[str, ImageFiles]:
     parts = {part: getattr(data, part) for part in PARTS}
     if not all(isinstance(images, ImageFiles) for images in parts.values()):
         raise RecipeError(
@@ -133,8 +135,8 @@ def _headers(files: Files) -> Unreadable:
     if expected > HEADERS_S:
         tqdm.write(f"headers of {len(files)} images not read: {expected / 60:.0f} minutes; --check-data reads all")
         return damaged
-    rest = itertools.islice(enumerate(files), SAMPLE, None)
-    bar = tqdm(rest, "reading headers", max(0, len(files) - SAMPLE), leave=False, unit="image", delay=1)
+    remaining = itertools.islice(enumerate(files), SAMPLE, None)
+    bar = tqdm(remaining, "reading headers", max(0, len(files) - SAMPLE), leave=False, unit="image", delay=1)
     return [*damaged, *_damaged(check_header, bar)]
 
 
@@ -157,7 +159,7 @@ def _reason(read: Callable[[], object]) -> str:
 
 @dataclass
 class _Items(Dataset):
-    """What is wrong with each item of a data set, or nothing."""
+    """What is wrong with each item of a dataset, or nothing."""
 
     images: Any
 

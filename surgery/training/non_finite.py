@@ -20,13 +20,13 @@ def first_non_finite(model: nn.Module, images: Tensor) -> str:
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             return f"the parameter {name} is not finite since an earlier step"
-    found: list[str] = []
+    descriptions: list[str] = []
 
     def look(name: str) -> Any:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
-            if not found and isinstance(output, Tensor) and not torch.isfinite(output).all():
-                place = f"{name} ({type(module).__name__})" if name else type(module).__name__
-                found.append(f"{place} is the first layer whose output is not finite")
+            if not descriptions and isinstance(output, Tensor) and not torch.isfinite(output).all():
+                layer = f"{name} ({type(module).__name__})" if name else type(module).__name__
+                descriptions.append(f"{layer} is the first layer whose output is not finite")
 
         return hook
 
@@ -38,4 +38,4 @@ def first_non_finite(model: nn.Module, images: Tensor) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else "every layer's output is finite; the loss itself is not"
+    return descriptions[0] if descriptions else "every layer's output is finite; the loss itself is not"

@@ -104,20 +104,19 @@ def plot_curves(path: Path, outcome: Outcome, title: str) -> None:
     for name, histories in outcome.curves.items():
         epochs, runs = curve_points(histories, begins.get(name))
         draw_runs(axes, epochs, runs, label=name, color=COLOURS[name], marker="o", markersize=3)
-    for stage, (network, style) in LINES.items():
+    for stage in LINES:
         if stage in rows:
-            axes.axhline(
-                rows[stage].accuracy,
-                linestyle=style,
-                color=COLOURS[network],
-                linewidth=1,
-                label=f"{stage}: {rows[stage]}",
-            )
+            _draw_stage(axes, rows[stage])
     axes.set(title=title, xlabel="epoch", ylabel=f"{outcome.metric} (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     write_figure(path, figure)
+
+
+def _draw_stage(axes: "Axes", row: Measured) -> None:
+    network, style = LINES[row.stage]
+    axes.axhline(row.accuracy, linestyle=style, color=COLOURS[network], linewidth=1, label=f"{row.stage}: {row}")
 
 
 def curve_points(histories: Sequence[History], begin: Measured | None = None) -> tuple[list[int], list[list[float]]]:

@@ -1,364 +1,27 @@
-"""Recipes: nested settings read from YAML and ``key=value`` arguments, checked before anything starts.
+"""Recipes: nested settings read from YAML and ``key=value`` arguments, checked before anything starts."""
 
-What a key is, its range and its meaning stand in one place, its declaration. pydantic's dataclasses check them whoever
-makes one, and remain dataclasses (``asdict``, ``replace``). What keys may not be together is checked by their group.
-"""
-
-import dataclasses
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any
 
-from pydantic import AfterValidator, AllowInfNan, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, Strict
+from pydantic import Field
 from pydantic.dataclasses import dataclass
-from pydantic_core import CoreSchema, core_schema
-from timm.optim import list_optimizers
 
-from surgery.checkpoint.builder_arguments import plain_arguments
-from surgery.core.errors import SourceError
 from surgery.core.user_modules import import_user_modules
-from surgery.methods.planners.squeeze_options import MODES
-from surgery.planning.registry import methods
 from surgery.training.recipe_errors import RecipeError, check_key, raises_recipe_errors
+from surgery.training.recipe_sections import (
+    FORBID,
+    DataSettings,
+    ModelSettings,
+    SegmentationSettings,
+    SurgerySettings,
+    TrainSettings,
+)
 from surgery.training.recipe_text import apply_override, read_recipe
-from surgery.vision.segmentation import View
+from surgery.training.recipe_values import FileName, Flag, Precision, Text, Tracker, Whole
 
 __all__ = ["DataSettings", "Recipe", "RecipeError", "TrainSettings", "check_key", "load_recipe"]
-
-TRACKERS = ("tensorboard", "wandb", "mlflow")
-PRECISIONS = ("auto", "no", "fp16", "bf16")
-SCHEDULERS = ("cosine", "tanh", "step", "multistep", "poly")  # timm's that need nothing but the epochs
-INTERPOLATIONS = ("bilinear", "bicubic")
-SEGMENTATION = ("cityscapes", "segmentation_folder")
-SECOND_ORDER = ("adahessian",)  # needs a backward pass through the backward pass, which the trainer does not make
-LISTED = "timm.optim.list_optimizers()"
-HELD_ELSEWHERE = {
-    "surgery.options": {
-        **{name: f"surgery.{name} is the key" for name in ("method", "zeta", "mode", "calibrate", "match")},
-        **dict.fromkeys(("strict", "images", "inplace"), "the job sets it; leave it out"),
-        "input_size": "data.image_size is the key",
-    },
-    "model.kwargs": {"pretrained": "model.pretrained is the key"},
-}
-
-
-def _number(value: object) -> object:
-    """YAML reads 1e-3 as a string."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-def _named(value: object) -> object:
-    """YAML reads ``no`` as false."""
-    return "no" if value is False else value
-
-
-def _not_blank(value: str) -> str:
-    if not value.strip():
-        raise ValueError("blank")
-    return value
-
-
-@dataclasses.dataclass(frozen=True)
-class OneOf:
-    """Says of a text that it is one of some names, which may only be known later."""
-
-    listed: Callable[[], Iterable[str]]
-    source: str = ""  # where many names are listed
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.listed())
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        def check(value: str) -> str:
-            if value not in self.names:
-                raise ValueError("none of the names")
-            return value
-
-        return core_schema.no_info_after_validator_function(check, handler(source))
-
-
-Whole = Annotated[int, Strict()]
-Number = Annotated[float, BeforeValidator(_number), Strict(), AllowInfNan(False)]
-Share = Annotated[Number, Field(ge=0, le=1)]
-Scale = Annotated[Number, Field(gt=0, le=16)]
-Deviation = Annotated[Number, Field(gt=0, le=1)]
-Flag = Annotated[bool, Strict()]
-Text = Annotated[str, Strict(), Field(min_length=1, max_length=4096), AfterValidator(_not_blank)]
-FileName = Annotated[Text, AfterValidator(os.path.expanduser)]
-Batch = Annotated[Whole, Field(ge=2, le=1 << 16)]
-Optimizer = Annotated[str, OneOf(lambda: [name for name in list_optimizers() if name not in SECOND_ORDER], LISTED)]
-Scheduler = Annotated[str, OneOf(lambda: SCHEDULERS)]
-Precision = Annotated[str, BeforeValidator(_named), OneOf(lambda: PRECISIONS)]
-Tracker = Annotated[str, OneOf(lambda: TRACKERS)]
-Interpolation = Annotated[str, OneOf(lambda: INTERPOLATIONS)]
-MethodName = Annotated[str, OneOf(methods)]
-Mode = Annotated[str, OneOf(lambda: MODES)]
-
-FORBID = ConfigDict(extra="forbid")
-
-
-@raises_recipe_errors
-@dataclass(frozen=True, config=FORBID)
-class DataSettings:
-    """Images: which, of what size, in batches of how many, how augmented.
-
-    Training images are cropped at random: with ``padding``, to their size from the image with that many black pixels
-    around; without, by timm's random resized crop to a share of the area within ``scale``. Images with label maps are
-    for training enlarged by a factor within ``scale`` and cropped at random, with black and unlabelled pixels around
-    where they are smaller; for testing they are left as they are.
-    """
-
-    PREFIX: ClassVar[str] = "data"
-
-    name: Text = Field(
-        default="digits",
-        description="digits, cifar10, cifar100, imagenet, folder, shards, torch/NAME (torchvision's), hfds/NAME "
-        "(Hugging Face's, a local folder or from its cache), cityscapes, segmentation_folder",
-    )
-    root: FileName | None = Field(
-        default=None,
-        description="the folder that holds the dataset's folder, or that folder itself; default: the variable "
-        "SURGERY_DATA, but folder and segmentation_folder need the key (of hfds: the cache)",
-    )
-    holdout: Number = Field(
-        default=0.0, ge=0, lt=1, description="for folder: share of the images to test on, where there is no val or test"
-    )
-    image_size: Whole = Field(default=32, ge=8, le=4096, description="height and width of training images, in pixels")
-    batch_size: Batch = Field(default=64, description="images of a batch, for each process")
-    workers: Whole = Field(default=0, ge=0, le=256, description="processes that load images; 0: the main one does")
-    scale: tuple[Scale, Scale] = Field(
-        default=(0.8, 1.0),
-        description="random crops' share of the area; of images with label maps, the factor of their size",
-    )
-    padding: Whole = Field(
-        default=0,
-        ge=0,
-        le=1024,
-        description="pixels of black around an image for a random crop of the image's own size",
-    )
-    hflip: Share = Field(default=0.0, description="probability that a training image is mirrored")
-    color_jitter: Share = Field(default=0.0, description="most by which brightness, contrast and saturation change")
-    crop_pct: Number = Field(
-        default=1.0, gt=0, le=1, description="share of a test image's shorter side in its centre crop"
-    )
-    interpolation: Interpolation = Field(default="bicubic", description="how images are resized")
-    mean: tuple[Share, Share, Share] = Field(default=(0.5, 0.5, 0.5), description="of pixels from 0 to 1, per channel")
-    std: tuple[Deviation, Deviation, Deviation] = Field(default=(0.5, 0.5, 0.5), description="of pixels from 0 to 1")
-    classes: Annotated[Whole, Field(ge=2, le=1_000_000)] | None = Field(
-        default=None, description="their number, where the dataset does not say"
-    )
-    splits: tuple[Text, Text] = Field(
-        default=("train", "validation"), description="torch/ and hfds/: names of the parts for training and for testing"
-    )
-    columns: tuple[Text, Text] = Field(default=("image", "label"), description="hfds/: names of the columns")
-    ignore: Annotated[Whole, Field(ge=0, le=255)] | None = Field(
-        default=None, description="in label maps, the value of pixels without a class, besides 255"
-    )
-    skip_unreadable: Flag = Field(
-        default=False,
-        description="leave out image files that cannot be decoded, with their count; by default they are an error",
-    )
-
-    def __post_init__(self) -> None:
-        if self.scale[0] > self.scale[1]:
-            raise RecipeError(f"data.scale={list(self.scale)}: the smallest and the largest, in this order, are needed")
-        if self.segments:
-            self._check_label_maps()
-        elif self.scale[1] > 1:
-            raise RecipeError(f"data.scale={list(self.scale)}: shares of the area, at most 1, are needed")
-
-    def _check_label_maps(self) -> None:
-        for key, plain in (("padding", 0), ("holdout", 0.0), ("crop_pct", 1.0)):
-            if getattr(self, key) != plain:
-                raise RecipeError(
-                    f"data.{key}={getattr(self, key)}: not for data.name={self.name}; it is {plain} there"
-                )
-
-    @property
-    def segments(self) -> bool:
-        """Whether labels are maps."""
-        return self.name in SEGMENTATION
-
-
-@raises_recipe_errors
-@dataclass(frozen=True, config=FORBID)
-class SegmentationSettings:
-    """For images with label maps: the auxiliary head's share of the loss, and how test images are looked at."""
-
-    PREFIX: ClassVar[str] = "segmentation"
-
-    auxiliary_weight: Number = Field(default=0.4, ge=0, le=10, description="of the auxiliary head's loss")
-    window: Whole = Field(
-        default=0,
-        ge=0,
-        le=1 << 16,
-        description="side of the windows that cover a test image; 0: the whole image at once",
-    )
-    overlap: Number = Field(default=1 / 3, ge=0, lt=1, description="share of a window that lies over the one before")
-    flip: Flag = Field(default=False, description="look at the mirror image too")
-
-    def __post_init__(self) -> None:
-        try:
-            View(self.window, self.overlap, self.flip)
-        except ValueError as error:
-            raise RecipeError(f"segmentation: {error}") from None
-
-
-@raises_recipe_errors
-@dataclass(frozen=True, config=FORBID)
-class ModelSettings:
-    """The network to convert: a name with pretrained, given or random weights, or a file that surgery wrote."""
-
-    PREFIX: ClassVar[str] = "model"
-
-    name: Text = Field(
-        default="timm/resnet26", description="as for surgery.create: timm/NAME, torchvision/NAME, a builder"
-    )
-    kwargs: dict[Annotated[str, Strict()], Any] = Field(
-        default_factory=dict, description="keyword arguments of its builder; num_classes is the dataset's by default"
-    )
-    pretrained: Flag = Field(
-        default=False, description="begin with the published weights, from the cache or by a download"
-    )
-    weights: FileName | None = Field(
-        default=None,
-        description="begin with a plain checkpoint file of that network (.safetensors, .pth, .pt, .bin) in place of "
-        "the download; its head is made anew where the number of classes differs, and baseline trains it",
-    )
-    checkpoint: FileName | None = Field(
-        default=None, description="begin with a file of surgery.save, which knows name and kwargs itself"
-    )
-
-    def __post_init__(self) -> None:
-        _refuse_held_elsewhere("model.kwargs", self.kwargs)
-        try:
-            plain_arguments(self.kwargs)
-        except SourceError as error:  # which begins with kwargs
-            raise RecipeError(f"model.{error}") from None
-        if self.weights and self.checkpoint:
-            raise RecipeError(
-                f"model.weights={self.weights!r} and model.checkpoint={self.checkpoint!r}: one of them is needed; "
-                "weights is a plain file of weights, checkpoint one that surgery.save wrote"
-            )
-
-
-@raises_recipe_errors
-@dataclass(frozen=True, config=FORBID)
-class SurgerySettings:
-    """Arguments of ``surgery.convert``."""
-
-    PREFIX: ClassVar[str] = "surgery"
-
-    method: MethodName = Field(default="pix", description="what the surgery puts in the place of a convolution")
-    zeta: Annotated[Whole, Field(ge=1, le=1 << 16)] | dict[str, Whole] | None = Field(
-        default=None,
-        description="channels of a subset: one number, or one by name pattern; default: the network's own ratio",
-    )
-    mode: Mode | None = Field(
-        default=None, description="where: in place of squeezes, or before spatial convolutions; default: the method's"
-    )
-    calibrate: Whole = Field(
-        default=0,
-        ge=0,
-        le=100_000_000,
-        description="number of training images, without labels, for surgery.calibrate; 0: none",
-    )
-    match: Flag | Literal["inside"] | None = Field(
-        default=None,
-        description="reorder channels first; default: where it is calibrated; inside: but for the feature maps that "
-        "forward_features returns",
-    )
-    options: dict[Annotated[str, Strict()], Any] = Field(
-        default_factory=dict, description="further arguments of surgery.convert: include, tau, …"
-    )
-
-    def __post_init__(self) -> None:
-        _refuse_held_elsewhere("surgery.options", self.options)
-
-
-def _refuse_held_elsewhere(group: str, values: dict[str, Any]) -> None:
-    for name in HELD_ELSEWHERE[group]:
-        if name in values:
-            raise RecipeError(f"{group}.{name}: {HELD_ELSEWHERE[group][name]}")
-
-
-@raises_recipe_errors
-@dataclass(frozen=True, config=FORBID)
-class TrainSettings:
-    """One training, of the baseline or of the converted network."""
-
-    epochs: Whole = Field(
-        default=10, ge=0, le=100_000, description="0: the network stays as it is (a baseline as loaded or initialised)"
-    )
-    batch_size: Batch | None = Field(
-        default=None, description="images of a batch, for each process; default: data.batch_size"
-    )
-    accumulate: Whole = Field(default=1, ge=1, le=1 << 16, description="batches that make one step")
-    optimizer: Optimizer = Field(default="adamw", description="timm's, by name")
-    lr: Number = Field(default=1e-3, gt=0, le=1000, description="learning rate after warming up")
-    lr_by_damage: Flag = Field(
-        default=False,
-        description="finetune: lr is the rate from scratch, multiplied by the square root of the share that surgery "
-        "and calibration cost of the original's lead over guessing, in loss (0.05 to 1)",
-    )
-    weight_decay: Number = Field(default=0.05, ge=0, le=10, description="of weights; biases and norms are spared")
-    decay_all: Flag = Field(default=False, description="let weight decay act on biases and norms too")
-    scheduler: Scheduler = Field(default="cosine", description="of the learning rate, timm's, by name")
-    power: Number = Field(default=0.9, ge=0, le=10, description="of the poly scheduler")
-    warmup_epochs: Number = Field(
-        default=1.0, ge=0, le=100_000, description="epochs, or a part of one, in which the learning rate rises"
-    )
-    smoothing: Number = Field(default=0.0, ge=0, lt=1, description="of labels")
-    mixup: Number = Field(default=0.0, ge=0, le=10, description="alpha of mixup; 0: none")
-    ema_decay: Number = Field(
-        default=0.0, ge=0, lt=1, description="of a moving average of the weights, then kept; 0: none"
-    )
-    clip_grad: Number = Field(default=0.0, ge=0, le=1e6, description="largest norm of the gradient; 0: any")
-    save_minutes: Number = Field(
-        default=10.0, ge=0, le=1e6, description="between states to go on from, besides each epoch's"
-    )
-    keep: Whole = Field(default=1, ge=1, le=1000, description="states that stay")
-    keep_best: Flag = Field(default=False, description="finetune: write the best epoch's network to best.safetensors")
-    distill_weight: Share = Field(
-        default=0.0, description="finetune: share of the loss that matches the original's logits"
-    )
-    temperature: Number = Field(default=1.0, gt=0, le=1000, description="of the logits that are matched")
-    block_weight: Number = Field(
-        default=0.0,
-        ge=0,
-        le=1e6,
-        description="finetune: added to the loss, times the error of the converted blocks' outputs as a share of their "
-        "variance",
-    )
-    block_fade: Flag = Field(default=False, description="let block_weight fall from epoch to epoch, to 0 in the last")
-
-    def check(self, name: str) -> None:
-        """Raise RecipeError for what cannot be together, under the name of the group that holds it."""
-        if self.epochs and self.warmup_epochs > self.epochs:
-            raise RecipeError(
-                f"{name}.warmup_epochs={self.warmup_epochs:g}: at most {name}.epochs={self.epochs} is needed"
-            )
-        if self.mixup and self.distill_weight == 1:
-            raise RecipeError(f"{name}: mixup mixes labels, and distill_weight=1 uses none; set one of them to 0")
-        if self.mixup and self.smoothing:
-            raise RecipeError(f"{name}: mixup={self.mixup} would ignore smoothing={self.smoothing}; set one to 0")
-
-    @property
-    def distills(self) -> bool:
-        """Whether a teacher is needed."""
-        return self.distill_weight > 0 or self.block_weight > 0
-
-    def block_weight_in(self, epoch: int) -> float:
-        """``block_weight`` as it is in an epoch, counted from 0."""
-        if not self.block_fade or self.epochs < 2:
-            return self.block_weight
-        return self.block_weight * (1 - epoch / (self.epochs - 1))
 
 
 @raises_recipe_errors
@@ -434,17 +97,17 @@ class Recipe:
     @property
     def surgery_arguments(self) -> dict[str, Any]:
         """Of ``surgery.plan`` and ``surgery.convert``, but for the method."""
-        wanted, side = self.surgery, self.data.image_size
-        named = {name: value for name in ("zeta", "mode") if (value := getattr(wanted, name)) is not None}
-        return {"input_size": (3, side, side), **named, **wanted.options}
+        settings, side = self.surgery, self.data.image_size
+        named = {name: value for name in ("zeta", "mode") if (value := getattr(settings, name)) is not None}
+        return {"input_size": (3, side, side), **named, **settings.options}
 
     @property
     def title(self) -> str:
-        """Of a plot: model, data set and conversion."""
-        wanted, model = self.surgery, self.model
-        ratio = "" if wanted.zeta is None else f", zeta = {wanted.zeta}"
-        mode = "" if wanted.mode in (None, "squeeze") else f", mode {wanted.mode}"
-        return f"{model.checkpoint or model.name} on {self.data.name}, converted to {wanted.method}{mode}{ratio}"
+        """Of a plot: model, dataset and conversion."""
+        settings, model = self.surgery, self.model
+        ratio = "" if settings.zeta is None else f", zeta = {settings.zeta}"
+        mode = "" if settings.mode in (None, "squeeze") else f", mode {settings.mode}"
+        return f"{model.checkpoint or model.name} on {self.data.name}, converted to {settings.method}{mode}{ratio}"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

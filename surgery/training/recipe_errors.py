@@ -82,8 +82,8 @@ def raises_recipe_errors(cls: C) -> C:
 
 def described(error: ValidationError, cls: type) -> str:
     """All wrong keys of a group, in one line."""
-    found = error.errors(include_url=False)
-    lines = list(dict.fromkeys(_line(each, cls) for each in found))
+    problems = error.errors(include_url=False)
+    lines = list(dict.fromkeys(_line(problem, cls) for problem in problems))
     more = f"; and {len(lines) - ERRORS} more" if len(lines) > ERRORS else ""
     return "; ".join(lines[:ERRORS]) + more
 
@@ -92,17 +92,17 @@ def _line(error: Any, cls: type) -> str:
     if error["type"] == "value_error" and isinstance(error["ctx"]["error"], RecipeError):
         return str(error["ctx"]["error"])
     prefix = getattr(cls, "PREFIX", "")
-    groups, key, annotation, rest = _declared(error["loc"], cls)
+    groups, key, annotation, item_path = _declared(error["loc"], cls)
     group = ".".join(part for part in (prefix, *groups) if part)
     if error["type"] == "unexpected_keyword_argument":
         owner = annotation
         return f"in {group or 'the recipe'}: {_unknown(error['loc'][-1], [f.name for f in dataclasses.fields(owner)])}"
     if error["type"] == "missing":  # a list that is too short
-        rest = ()
-    name = ".".join(part for part in (group, key) if part) + "".join(f"[{n}]" for n in rest if isinstance(n, int))
+        item_path = ()
+    name = ".".join(part for part in (group, key) if part) + "".join(f"[{n}]" for n in item_path if isinstance(n, int))
     if dataclasses.is_dataclass(annotation):
         return f"{name}={shown(error['input'])}: a group of keys is needed"
-    return _refusal(name, error["input"], _element(annotation, rest))
+    return _refusal(name, error["input"], _element(annotation, item_path))
 
 
 def _refusal(name: str, value: object, annotation: Any) -> str:
@@ -119,9 +119,9 @@ def _refusal(name: str, value: object, annotation: Any) -> str:
     return f"{name}={shown(value)}: {accepted(annotation)} is needed"
 
 
-def _unknown(key: object, known: list[str]) -> str:
+def _unknown(key: object, recipe_keys: list[str]) -> str:
     try:
-        check_choice("recipe key", key, known)
+        check_choice("recipe key", key, recipe_keys)
     except ValueError as error:
         return str(error)
     return f"recipe key={key!r} is given twice"
@@ -148,11 +148,11 @@ def annotation_of(declared: FieldInfo) -> Any:
     return typing.Annotated[(declared.annotation, *declared.metadata)] if declared.metadata else declared.annotation
 
 
-def _element(annotation: Any, rest: tuple[Any, ...]) -> Any:
+def _element(annotation: Any, item_path: tuple[Any, ...]) -> Any:
     """The declaration of an element of a list, else of the whole."""
     plain, _ = _split(annotation)
-    if rest and isinstance(rest[0], int) and typing.get_origin(plain) is tuple:
-        return typing.get_args(plain)[rest[0]]
+    if item_path and isinstance(item_path[0], int) and typing.get_origin(plain) is tuple:
+        return typing.get_args(plain)[item_path[0]]
     return annotation
 
 

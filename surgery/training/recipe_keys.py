@@ -15,8 +15,8 @@ def keys_table() -> str:
     for group, cls in _groups():
         if group == "baseline":
             continue
-        shown = "baseline, finetune" if group == "finetune" else group
-        rows += [f"| **{shown}** | | | |"] if shown else []
+        title = "baseline, finetune" if group == "finetune" else group
+        rows += [f"| **{title}** | | | |"] if title else []
         rows += [_row(f"{group}." if group else "", name, declared) for name, declared in _keys(cls)]
     return "\n".join(rows) + "\n"
 

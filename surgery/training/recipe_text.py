@@ -35,11 +35,11 @@ class _Refused(yaml.YAMLError):
 
 def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
     """Those of SafeLoader by first character, without dates and numbers of base 60."""
-    kept = {
+    without_dates = {
         first: [(tag, NUMBERS.get(tag, pattern)) for tag, pattern in resolvers if tag != DATE]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-    return {first: resolvers for first, resolvers in kept.items() if resolvers}
+    return {first: resolvers for first, resolvers in without_dates.items() if resolvers}
 
 
 class _Loader(yaml.SafeLoader):
@@ -69,14 +69,14 @@ class _Loader(yaml.SafeLoader):
 
 
 def _check_keys(node: MappingNode) -> None:
-    seen = set()
+    names = set()
     for key, _ in node.value:
         if key.tag != "tag:yaml.org,2002:str":
-            what = shown(key.value) if isinstance(key.value, str) else "a list or a mapping"
-            raise _Refused(f"the key {what} is no name; put it in quotes", key.start_mark)
-        if key.value in seen:
+            description = shown(key.value) if isinstance(key.value, str) else "a list or a mapping"
+            raise _Refused(f"the key {description} is no name; put it in quotes", key.start_mark)
+        if key.value in names:
             raise _Refused(f"the key {shown(key.value)} occurs twice", key.start_mark)
-        seen.add(key.value)
+        names.add(key.value)
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

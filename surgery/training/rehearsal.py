@@ -15,18 +15,18 @@ import surgery
 from surgery.core.errors import NoSitesError
 from surgery.graph.skeleton import copied
 from surgery.training.block_distillation import distilled_blocks
-from surgery.training.data import make_loader
-from surgery.training.data_set import DataSet
+from surgery.training.data_loading import make_loader
+from surgery.training.image_dataset import ImageDataset
 from surgery.training.image_scan import readable_sample
-from surgery.training.original import Original, find_original
-from surgery.training.recipe import Recipe, RecipeError, TrainSettings
+from surgery.training.objective import make_scheduler, prepare_objective
+from surgery.training.original_network import Original, find_original
+from surgery.training.recipe import Recipe, RecipeError
 from surgery.training.task import Task
-from surgery.training.trainer import (
+from surgery.training.training_spec import (
     Execution,
+    TrainingSpec,
     check_execution,
     check_sharding,
-    make_scheduler,
-    prepare_objective,
     student_copy,
 )
 
@@ -43,7 +43,9 @@ class Rehearsed:
     batches: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def rehearse(accelerator: Accelerator, recipe: Recipe, data: DataSet, task: Task, execution: Execution) -> Rehearsed:
+def rehearse(
+    accelerator: Accelerator, recipe: Recipe, data: ImageDataset, task: Task, execution: Execution
+) -> Rehearsed:
     """Make the networks, and for each training a batch, the loss of it, the optimiser and the scheduler.
 
     Nothing is downloaded, written or kept: pretrained weights are left out. Where the job is to leave out images that
@@ -61,18 +63,18 @@ def rehearse(accelerator: Accelerator, recipe: Recipe, data: DataSet, task: Task
     _check_trained(recipe, original)
     check_execution(accelerator, original.network, execution)
     network, method = original.network, recipe.surgery.method
-    decided = surgery.plan(network, method, **recipe.surgery_arguments)
-    if not decided.decisions:
-        raise NoSitesError(f"{recipe.model.checkpoint or recipe.model.name}: {decided.notes[0]}\n{decided}")
-    converted = decided.apply(copied(network))
+    plan = surgery.plan(network, method, **recipe.surgery_arguments)
+    if not plan.decisions:
+        raise NoSitesError(f"{recipe.model.checkpoint or recipe.model.name}: {plan.notes[0]}\n{plan}")
+    converted = plan.apply(copied(network))
     training, test = _batches(recipe, data)
-    plain = replace(execution, compile=False)  # compiling takes a minute
-    few = training[0][:FEW], training[1][:FEW]
     for settings, student in ((recipe.baseline, network), (recipe.finetune, converted)):
         if settings.epochs:
             teacher = network if settings is recipe.finetune and settings.distills else None
-            _rehearse_training(accelerator, student, teacher, task, settings, few, plain)
-    return Rehearsed(original, decided, converted, (training, test))
+            # compiling takes a minute
+            spec = TrainingSpec(accelerator, task, settings, teacher, execution=replace(execution, compile=False))
+            _rehearse_training(spec, student, (training[0][:FEW], training[1][:FEW]))
+    return Rehearsed(original, plan, converted, (training, test))
 
 
 def _check_output(recipe: Recipe) -> None:
@@ -89,7 +91,7 @@ def _check_output(recipe: Recipe) -> None:
         raise RecipeError(f"output={recipe.output}: nothing can be written to {nearest}: {error.strerror}") from None
 
 
-def check_counts(recipe: Recipe, data: DataSet) -> None:
+def check_counts(recipe: Recipe, data: ImageDataset) -> None:
     """Raise RecipeError where there are fewer training images than the recipe needs."""
     images: int = len(data.train)  # type: ignore[arg-type]
     if images < FEW:
@@ -102,19 +104,20 @@ def _check_trained(recipe: Recipe, original: Original) -> None:
     """An original, or its new head, must be trained before it teaches; and a head before it is all that there is."""
     if recipe.baseline.epochs or not (original.new or recipe.from_scratch):
         return
-    what = f"the new {', '.join(original.new[:4])}" if original.new else f"{recipe.model.name}, freshly initialised,"
+    subject = f"the new {', '.join(original.new[:4])}" if original.new else f"{recipe.model.name}, freshly initialised,"
     if recipe.finetune.epochs and recipe.finetune.distills:
         raise RecipeError(
-            f"baseline.epochs=0: {what} would be the untrained teacher of the fine-tuning; baseline.epochs=10 trains "
-            "the original first, finetune.distill_weight=0 and finetune.block_weight=0 do without a teacher"
+            f"baseline.epochs=0: {subject} would be the untrained teacher of the fine-tuning; "
+            "baseline.epochs=10 trains the original first, finetune.distill_weight=0 and finetune.block_weight=0 do "
+            "without a teacher"
         )
     if original.new and not recipe.finetune.epochs:
         raise RecipeError(
-            f"baseline.epochs=0, finetune.epochs=0: {what} would be saved untrained; one of them trains it"
+            f"baseline.epochs=0, finetune.epochs=0: {subject} would be saved untrained; one of them trains it"
         )
 
 
-def _batches(recipe: Recipe, data: DataSet) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def _batches(recipe: Recipe, data: ImageDataset) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     if recipe.data.skip_unreadable:
         data = readable_sample(data, recipe.data, recipe.data.batch_size)
     return _batch(data.train, recipe, training=True), _batch(data.test, recipe, training=False)
@@ -126,27 +129,19 @@ def _batch(images: Dataset, recipe: Recipe, training: bool) -> tuple[Tensor, Ten
     return inputs, labels
 
 
-def _rehearse_training(
-    accelerator: Accelerator,
-    network: nn.Module,
-    teacher: nn.Module | None,
-    task: Task,
-    settings: TrainSettings,
-    batch: Sequence[Tensor],
-    execution: Execution,
-) -> None:
+def _rehearse_training(spec: TrainingSpec, network: nn.Module, batch: Sequence[Tensor]) -> None:
     """The loss of a batch, in training mode, by the objective that the trainer makes."""
+    accelerator, execution = spec.accelerator, spec.execution
     student = student_copy(accelerator, network, execution)
     images, labels = (part.to(accelerator.device) for part in batch)
-    if teacher is not None:
-        teacher = student_copy(accelerator, teacher, Execution(execution.memory_format))
-    blocks: list[str] = []
-    if teacher is not None:
-        blocks = distilled_blocks(settings, student, teacher, images.shape[1:], accelerator.device)
+    if spec.teacher is not None:
+        teacher = student_copy(accelerator, spec.teacher, Execution(execution.memory_format))
+        blocks = distilled_blocks(spec.settings, student, teacher, images.shape[1:], accelerator.device)
+        spec = replace(spec, teacher=teacher, blocks=blocks)
     try:
-        objective, optimizer = prepare_objective(accelerator, student, task, settings, teacher, blocks)
-        make_scheduler(optimizer, settings, steps=1)
-        mixer = task.mixer(settings)
+        objective, optimizer = prepare_objective(spec, student)
+        make_scheduler(optimizer, spec.settings, steps=1)
+        mixer = spec.task.mixer(spec.settings)
         if mixer is not None:
             images, labels = mixer(images, labels)
         objective.train()

@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from surgery.training.data_set import DataSet, data_root
+from surgery.training.image_dataset import ImageDataset, data_root
 from surgery.training.recipe import DataSettings, RecipeError
 from surgery.vision.class_folders import held_out_part
 from surgery.vision.image_files import decode_image
@@ -27,18 +27,18 @@ LABEL_DIGITS = 9
 
 
 class Shards(Dataset):
-    """Images of tar files; ``places`` has a row (tar file, offset, size, label) for each."""
+    """Images of tar files; ``samples`` has a row (tar file, offset, size, label) for each."""
 
-    def __init__(self, tars: Sequence[Path], places: np.ndarray) -> None:
-        self.tars, self.places = list(tars), places
+    def __init__(self, tars: Sequence[Path], samples: np.ndarray) -> None:
+        self.tars, self.samples = list(tars), samples
         self.transform: Callable[[Image.Image], object] | None = None
         self._reader = _Reader()
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[object, int]:
-        tar, offset, size, label = self.places[index].tolist()
+        tar, offset, size, label = self.samples[index].tolist()
         data = self._reader.read(self.tars[tar], offset, size)
         try:
             image = decode_image(io.BytesIO(data), "the image")
@@ -48,10 +48,10 @@ class Shards(Dataset):
 
     def member(self, index: int) -> str:
         """The tar file and the name in it of an image; reads headers, for they are not kept."""
-        path, offset = self.tars[self.places[index, 0]], self.places[index, 1]
+        path, offset = self.tars[self.samples[index, 0]], self.samples[index, 1]
         with tarfile.open(path, "r:") as tar:
             return next(
-                (f"{path}: {each.name}" for each in tar if each.offset_data == offset), f"{path}: byte {offset}"
+                (f"{path}: {member.name}" for member in tar if member.offset_data == offset), f"{path}: byte {offset}"
             )
 
 
@@ -75,27 +75,27 @@ class _Reader:
         return self._file.read(size)
 
 
-def shards(settings: DataSettings) -> DataSet:
+def shards(settings: DataSettings) -> ImageDataset:
     """Images in tar files: ``{train,val}/*.tar`` (or test) below ``data.root``, of NAME.jpg (png, webp) and NAME.cls.
 
     NAME.cls holds an integer from 0 as text, NAME ends before the first dot; other members are passed over. The number
     of classes is ``data.classes``, or else 1 + the largest label of the training images.
     """
     root = data_root(settings)
-    held = held_out_part(root)
-    if held is None or not (root / "train").is_dir():
+    test_folder = held_out_part(root)
+    if test_folder is None or not (root / "train").is_dir():
         raise RecipeError(f"data.root={root}: there is no {{train,val}}/*.tar (or test in place of val) in it")
-    train, test = (_index(root / part) for part in ("train", held.name))
-    classes = settings.classes or 1 + int(train.places[:, 3].max())
+    train, test = (_index(root / part) for part in ("train", test_folder.name))
+    classes = settings.classes or 1 + int(train.samples[:, 3].max())
     source = f"data.classes={classes}" if settings.classes else f"the largest in {root / 'train'} is {classes - 1}"
     for part in (train, test):
-        largest = int(part.places[:, 3].argmax())
-        if part.places[largest, 3] >= classes:
+        largest = int(part.samples[:, 3].argmax())
+        if part.samples[largest, 3] >= classes:
             raise RecipeError(
-                f"{part.member(largest)} has label {part.places[largest, 3]}, but {source}: data.classes is needed, "
+                f"{part.member(largest)} has label {part.samples[largest, 3]}, but {source}: data.classes is needed, "
                 "larger than all labels"
             )
-    return DataSet(train, test, classes)
+    return ImageDataset(train, test, classes)
 
 
 def _index(folder: Path) -> Shards:
@@ -103,14 +103,14 @@ def _index(folder: Path) -> Shards:
     if not tars:
         raise RecipeError(f"{folder}: there is no *.tar (uncompressed) in it")
     bar = tqdm(tars, f"indexing {folder.name} shards", leave=False, unit="tar", mininterval=0.5)
-    places = [np.array([(number, *place) for place in _places(path)], np.int64) for number, path in enumerate(bar)]
-    places = [each for each in places if len(each)]
-    if not places:
+    samples = [np.array([(number, *sample) for sample in _samples(path)], np.int64) for number, path in enumerate(bar)]
+    samples = [rows for rows in samples if len(rows)]
+    if not samples:
         raise RecipeError(f"{folder}/*.tar: there is no NAME.{{{','.join(SUFFIXES)}}} with NAME.cls in them")
-    return Shards(tars, np.concatenate(places))
+    return Shards(tars, np.concatenate(samples))
 
 
-def _places(path: Path) -> list[tuple[int, int, int]]:
+def _samples(path: Path) -> list[tuple[int, int, int]]:
     """(offset, size, label) of the images of a tar file, in its order."""
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, int] = {}
@@ -143,8 +143,8 @@ def _label(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
     file = tar.extractfile(member)
     text = file.read(64).strip() if file is not None else b""
     if not text.isdigit() or len(text) > LABEL_DIGITS:
-        shown = text.decode(errors="replace")
-        raise RecipeError(f"{path}: {member.name} holds {shown!r}: an integer is needed, at least 0")
+        content = text.decode(errors="replace")
+        raise RecipeError(f"{path}: {member.name} holds {content!r}: an integer is needed, at least 0")
     return int(text)
 
 

@@ -23,16 +23,16 @@ def find_recipe(name: str) -> Path:
     Raises:
         FileNotFoundError: neither; with the names that there are.
     """
-    path, known = Path(name), shipped_recipes()
-    if path.is_file() or name not in known:
+    path, recipes = Path(name), shipped_recipes()
+    if path.is_file() or name not in recipes:
         if not path.is_file():
-            near = difflib.get_close_matches(path.stem, known, 1)
+            near = difflib.get_close_matches(path.stem, recipes, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise FileNotFoundError(
-                f"there is no recipe {name!r}: a YAML file, or one of {', '.join(known)} is needed{hint}"
+                f"there is no recipe {name!r}: a YAML file, or one of {', '.join(recipes)} is needed{hint}"
             )
         return path
-    return known[name]
+    return recipes[name]
 
 
 def recipe_list() -> str:

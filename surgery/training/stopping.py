@@ -48,17 +48,17 @@ class StopRequests:
             raise Stopped(self.signum)
 
     @contextmanager
-    def deferred(self, wanted: bool = True) -> Iterator[None]:
+    def deferred(self, defer: bool = True) -> Iterator[None]:
         """Keep signals, or with False raise them after all; one that was kept before is raised then."""
-        before, self._deferred = self._deferred, wanted
+        before, self._deferred = self._deferred, defer
         try:
-            if not wanted:
-                self.raise_kept()
+            if not defer:
+                self.raise_deferred()
             yield
         finally:
             self._deferred = before
 
-    def raise_kept(self, reached: str = "") -> None:
+    def raise_deferred(self, reached: str = "") -> None:
         """Raise Stopped if a signal was kept."""
         if self.signum is not None:
             raise Stopped(self.signum, reached)

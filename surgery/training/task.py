@@ -21,7 +21,7 @@ def watched(loader: DataLoader, accelerator: Accelerator) -> Iterable[Any]:
 
 
 class Task(Protocol):
-    """Images to one label each (:class:`~surgery.training.classifying.Classifying`), or to maps of them."""
+    """Images to one label each (:mod:`surgery.training.classification_task`), or to maps of them."""
 
     @property
     def metric(self) -> str:

@@ -37,9 +37,9 @@ class Log:
 
     def write(self, training: str, history: list[dict[str, Any]]) -> None:
         """The rows of a training so far; those that are new go to the tracker."""
-        known = len(self.rows.get(training, []))
+        reported = len(self.rows.get(training, []))
         self.rows[training] = history
-        for row in history[known:]:
+        for row in history[reported:]:
             self.epochs += 1
             self.accelerator.log({f"{training}/{key}": value for key, value in row.items()}, step=self.epochs)
         if self.accelerator.is_main_process:

@@ -1,82 +1,56 @@
 """One training: timm's task, optimiser, scheduler, mixup and EMA, driven by Accelerate."""
 
-import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast, broadcast_object_list, set_seed
 from accelerate.utils.memory import should_reduce_batch_size
-from timm.layers import convert_sync_batchnorm
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-from timm.task import ClassificationTask
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from surgery.training.block_distillation import BlockDistillationTask, distillation_options
+from surgery.training.auxiliary_losses import whole_loss
+from surgery.training.batch_norm_statistics import batch_norms, frozen_statistics
+from surgery.training.block_distillation import BlockDistillationTask
 from surgery.training.non_finite import NonFiniteLossError, first_non_finite
-from surgery.training.order import EpochSampler
-from surgery.training.recipe import RecipeError, TrainSettings
-from surgery.training.state import Progress, TrainingState
-from surgery.training.statistics import batch_norms, kept
+from surgery.training.objective import make_scheduler, prepare_objective
+from surgery.training.sampling_order import EpochSampler
 from surgery.training.stopping import Stopped, StopRequests
-from surgery.training.task import Task
+from surgery.training.training_spec import TrainingSpec, check_sharding, student_copy
+from surgery.training.training_state import Progress, TrainingState
 
 
 class BatchTooLargeError(RuntimeError):
     """A step needs more memory than there is."""
 
 
-@dataclass(frozen=True)
-class Execution:
-    """How networks are run (keys of a recipe)."""
-
-    memory_format: torch.memory_format = torch.preserve_format
-    sync_bn: bool = False
-    compile: bool = False
-    checkpoint_activations: bool = False
+Rows = list[dict[str, Any]]  # of each epoch: epoch, loss, lr, accuracy (the task's metric, in percent)
+Reached = Callable[[nn.Module, Rows], None]
 
 
 def train(
-    accelerator: Accelerator,
+    spec: TrainingSpec,
     model: nn.Module,
     loaders: tuple[DataLoader, DataLoader],
-    task: Task,
-    settings: TrainSettings,
     state: TrainingState,
     *,
-    teacher: nn.Module | None = None,
-    blocks: Sequence[str] = (),
-    execution: Execution = Execution(),
-    seed: int = 0,
-    label: str = "train",
     stop: StopRequests | None = None,
-    reached: Callable[[nn.Module, list[dict[str, Any]]], None] = lambda network, history: None,
-) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """Train ``model`` for the steps that its state lacks.
+    reached: Reached = lambda network, history: None,
+) -> tuple[nn.Module, Rows]:
+    """Train ``model`` for the steps that its state lacks; returns it in eval mode, with a row for each epoch.
 
     Every step draws its random numbers from (seed, epoch, step), and every image its augmentation from (seed, epoch,
     index), so what is resumed, at whatever step, goes on as it would have.
 
     Args:
-        model: it is given the trained weights only when all is done.
-        loaders: of training and test images; the first is of :func:`surgery.training.data.make_loader`.
-        task: what the loss and the metric are.
-        teacher: gives the logits, and the outputs of ``blocks``, that ``settings`` may ask to be matched.
+        model: it is given the trained weights (their EMA where asked for) only when all is done.
+        loaders: of training and test images; the first is of :func:`surgery.training.data_loading.make_loader`.
         stop: signals; one that comes is obeyed when a step is whole and the state written.
-        reached: called after each epoch, and once with what a state held, with the network so far (its EMA where asked
-            for) and the rows so far.
-
-    Returns:
-        ``model`` in eval mode, with the trained weights (their EMA where asked for), and one row per epoch: epoch,
-        loss, lr, accuracy (the task's metric, in percent).
+        reached: called after each epoch, and once with what a state held, with the network and the rows so far.
 
     Raises:
         NonFiniteLossError: naming epoch, step, images and layer; the last state stays on disk.
@@ -85,84 +59,39 @@ def train(
         OSError: the state cannot be written; the one before is still there.
         Stopped: a signal came.
     """
-    order = cast(EpochSampler, loaders[0].sampler)
-    order.seed = seed
-    check_sharding(accelerator, settings)
-    student = student_copy(accelerator, model, execution)
-    training = Training(accelerator, student, loaders, task, settings, state, teacher, blocks, execution, seed, label)
+    cast(EpochSampler, loaders[0].sampler).seed = spec.seed
+    check_sharding(spec.accelerator, spec.settings)
+    training = Training(spec, student_copy(spec.accelerator, model, spec.execution), loaders, state)
     training.stop = stop or training.stop
     try:
         history = training.run(reached)
         model.load_state_dict(training.weights())
     finally:
-        accelerator.free_memory()
-    return model.to(accelerator.device).eval(), history
-
-
-def check_sharding(accelerator: Accelerator, settings: TrainSettings) -> None:
-    """Raise RecipeError for what needs whole weights where FSDP shards them."""
-    if accelerator.distributed_type != DistributedType.FSDP:
-        return
-    for key in ("ema_decay", "distill_weight", "block_weight", "keep_best"):
-        if getattr(settings, key):
-            raise RecipeError(f"{key}={getattr(settings, key)}: not with FSDP, which shards the weights; leave it out")
-
-
-def check_execution(accelerator: Accelerator, model: nn.Module, execution: Execution) -> None:
-    """Raise RecipeError where ``model`` cannot be run so here."""
-    if execution.checkpoint_activations and not hasattr(model, "set_grad_checkpointing"):
-        raise RecipeError(
-            f"checkpoint_activations=true: {type(model).__name__} has no set_grad_checkpointing, as timm's have"
-        )
-    if execution.sync_bn and accelerator.num_processes > 1 and accelerator.device.type == "cpu":
-        raise RecipeError("sync_bn=true: torch's SyncBatchNorm needs GPUs; false is needed on CPUs")
-
-
-def student_copy(accelerator: Accelerator, model: nn.Module, execution: Execution) -> nn.Module:
-    """A copy to train, as it is to be run."""
-    check_execution(accelerator, model, execution)
-    student = copy.deepcopy(model).to(accelerator.device).to(memory_format=execution.memory_format).train()
-    if execution.checkpoint_activations:
-        cast(Any, student).set_grad_checkpointing(True)
-    if execution.sync_bn and accelerator.num_processes > 1:
-        student = convert_sync_batchnorm(student)
-    if execution.compile:
-        student.compile()
-    return student
+        spec.accelerator.free_memory()
+    return model.to(spec.accelerator.device).eval(), history
 
 
 class Training:
     """What the epochs of one training share."""
 
     def __init__(
-        self,
-        accelerator: Accelerator,
-        student: nn.Module,
-        loaders: tuple[DataLoader, DataLoader],
-        task: Task,
-        settings: TrainSettings,
-        state: TrainingState,
-        teacher: nn.Module | None,
-        blocks: Sequence[str],
-        execution: Execution,
-        seed: int,
-        label: str,
+        self, spec: TrainingSpec, student: nn.Module, loaders: tuple[DataLoader, DataLoader], state: TrainingState
     ) -> None:
-        self.accelerator, self.task, self.settings, self.state = accelerator, task, settings, state
-        self.seed, self.label, self.format = seed, label, execution.memory_format
-        self.stop = StopRequests()
-        self.norms = batch_norms(student) if execution.checkpoint_activations else []
+        self.accelerator, self.task, self.settings = spec.accelerator, spec.task, spec.settings
+        self.seed, self.label, self.memory_format = spec.seed, spec.label, spec.execution.memory_format
+        self.state, self.stop = state, StopRequests()
+        self.norms = batch_norms(student) if spec.execution.checkpoint_activations else []
         self.order = cast(EpochSampler, loaders[0].sampler)
-        accelerator.gradient_accumulation_steps = settings.accumulate
-        self.objective, self.optimizer = prepare_objective(accelerator, student, task, settings, teacher, blocks)
-        self.loader, self.test = (accelerator.prepare_data_loader(each) for each in loaders)
+        self.accelerator.gradient_accumulation_steps = self.settings.accumulate
+        self.objective, self.optimizer = prepare_objective(spec, student)
+        self.loader, self.test = (self.accelerator.prepare_data_loader(loader) for loader in loaders)
         self.ema = self.objective.get_trainable_module(ema=True)
-        self.mixer = task.mixer(settings)
+        self.mixer = self.task.mixer(self.settings)
         self.order.begin(0)
         self.steps = len(self.loader)  # of a whole epoch
-        self.scheduler = make_scheduler(self.optimizer, settings, self.steps)
+        self.scheduler = make_scheduler(self.optimizer, self.settings, self.steps)
 
-    def run(self, reached: Callable[[nn.Module, list[dict[str, Any]]], None]) -> list[dict[str, Any]]:
+    def run(self, reached: Reached) -> Rows:
         """All epochs that the state lacks; returns the rows of all of them."""
         with self.stop.deferred():
             progress = self.state.load(self.accelerator, self.ema)
@@ -170,11 +99,11 @@ class Training:
             if progress.history:
                 reached(network, progress.history)
             while progress.epoch < self.settings.epochs:
-                whole = self.epoch(progress)
-                accuracy = self._judge(whole)
+                finished = self.epoch(progress)
+                accuracy = self._judge(finished)
                 lr = self.optimizer.param_groups[0]["lr"]
-                row = {"epoch": whole.epoch + 1, "loss": self._mean(whole.loss), "lr": lr, "accuracy": accuracy}
-                progress = Progress(whole.epoch + 1, history=[*whole.history, row])
+                row = {"epoch": finished.epoch + 1, "loss": self._mean(finished.loss), "lr": lr, "accuracy": accuracy}
+                progress = Progress(finished.epoch + 1, history=[*finished.history, row])
                 self.state.save(self.accelerator, self.ema, progress)
                 reached(network, progress.history)
             _, signum = self._due(time.monotonic())
@@ -182,14 +111,14 @@ class Training:
                 raise Stopped(signum)
         return progress.history
 
-    def _judge(self, whole: Progress) -> float:
+    def _judge(self, finished: Progress) -> float:
         """The metric after an epoch's steps. It takes long, so a signal does not wait for it."""
-        judged = self.ema.module if self.ema else self.objective.trainable_module
+        network = self.ema.module if self.ema else self.objective.trainable_module
         try:
             with self.stop.deferred(self.accelerator.num_processes > 1):  # which must leave it together
-                return self.task.evaluate(self.accelerator, judged, self.test)
+                return self.task.evaluate(self.accelerator, network, self.test)
         except Stopped as stopped:
-            self._save_and_stop(whole, stopped.signum)
+            self._save_and_stop(finished, stopped.signum)
             raise
 
     def _save_and_stop(self, reached: Progress, signum: int) -> None:
@@ -247,7 +176,7 @@ class Training:
             self.objective.block_weight = self.settings.block_weight_in(progress.epoch)
         for step, (images, labels) in enumerate(self.loader, progress.step):
             _seed_step(self.seed, progress.epoch, step, self.accelerator.process_index)
-            images = images.to(self.accelerator.device, memory_format=self.format)  # noqa: PLW2901
+            images = images.to(self.accelerator.device, memory_format=self.memory_format)  # noqa: PLW2901
             value = self._affordable_step(step, images, labels.to(self.accelerator.device))
             if not math.isfinite(value):
                 raise NonFiniteLossError(self._blame(self._title(progress.epoch), value, progress.epoch, step, images))
@@ -262,8 +191,8 @@ class Training:
         due, signum = time.monotonic() - saved >= 60 * self.settings.save_minutes, self.stop.signum or 0
         if self.accelerator.num_processes == 1:
             return due, signum
-        seen = broadcast(torch.tensor([int(due), signum], device=self.accelerator.device))
-        return bool(seen[0]), int(seen[1])
+        agreed = broadcast(torch.tensor([int(due), signum], device=self.accelerator.device))
+        return bool(agreed[0]), int(agreed[1])
 
     def _images_per_step(self) -> int:
         """Of all processes together."""
@@ -286,10 +215,10 @@ class Training:
         if self.mixer is not None:
             images, labels = self.mixer(images, labels)
         with self.accelerator.accumulate(self.objective.trainable_module):
-            loss = self.objective(images, labels)["loss"]  # networks are prepared to autocast; the loss is in float32
+            loss = whole_loss(self.objective, images, labels)  # networks are prepared to autocast; this is in float32
             value = loss.item()
             if math.isfinite(value):
-                with kept(self.norms):
+                with frozen_statistics(self.norms):
                     self.accelerator.backward(loss * self._lacking(step))
                 if self.settings.clip_grad and self.accelerator.sync_gradients:
                     parameters = self.objective.trainable_module.parameters()
@@ -307,66 +236,13 @@ class Training:
 
     def _blame(self, title: str, value: float, epoch: int, step: int, images: Tensor) -> str:
         number = step * self.accelerator.num_processes + self.accelerator.process_index
-        shown = ", ".join(str(index) for index in self.order.batch(epoch, number)[:8])
+        indices = ", ".join(str(index) for index in self.order.batch(epoch, number)[:8])
         network = self.accelerator.unwrap_model(self.objective.trainable_module)
         return (
-            f"{title}: the loss is {value} at step {step + 1} (training images {shown}, …): "
+            f"{title}: the loss is {value} at step {step + 1} (training images {indices}, …): "
             f"{first_non_finite(network, images)}. A lower lr or clip_grad=1 is the usual remedy"
         )
 
 
-def make_optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """timm's optimiser; raises RecipeError where it cannot be made here."""
-    try:
-        return create_optimizer_v2(
-            network,
-            opt=settings.optimizer,
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            momentum=0.9,
-            filter_bias_and_bn=not settings.decay_all,
-        )
-    except (AssertionError, ImportError, TypeError, ValueError) as error:  # of a GPU or a package that is lacking
-        raise RecipeError(f"optimizer={settings.optimizer!r}, lr={settings.lr}: {error}") from error
-
-
-def make_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings, steps: int) -> Any:
-    """timm's scheduler, for so many steps an epoch."""
-    return create_scheduler_v2(
-        optimizer,
-        settings.scheduler,
-        num_epochs=settings.epochs,
-        decay_rate=settings.power if settings.scheduler == "poly" else 0.1,
-        warmup_epochs=cast(Any, settings.warmup_epochs),  # parts of one too: it counts updates
-        warmup_lr=settings.lr / 100,
-        step_on_epochs=False,
-        updates_per_epoch=steps,
-    )[0]
-
-
 def _seed_step(*numbers: int) -> None:
     set_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
-
-
-def prepare_objective(
-    accelerator: Accelerator,
-    student: nn.Module,
-    task: Task,
-    settings: TrainSettings,
-    teacher: nn.Module | None,
-    blocks: Sequence[str],
-) -> tuple[Any, torch.optim.Optimizer]:
-    """The loss, with its network and optimiser, wrapped for as many processes as there are."""
-    optimizer = make_optimizer(student, settings)
-    objective: Any
-    criterion = task.criterion(settings)
-    if teacher is None or not settings.distills:
-        objective = ClassificationTask(student, criterion, device=accelerator.device, verbose=False)
-    else:
-        teacher = accelerator.prepare_model(teacher.eval().requires_grad_(False), evaluation_mode=True)
-        options = distillation_options(settings, accelerator)
-        objective = task.distillation(student, teacher, blocks=blocks, criterion=criterion, **options)
-    if settings.ema_decay:
-        objective.setup_ema(decay=settings.ema_decay, use_warmup=True)
-    objective.trainable_module, optimizer = accelerator.prepare(student, optimizer)
-    return objective, optimizer

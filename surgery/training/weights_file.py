@@ -42,8 +42,8 @@ def load_weights(network: nn.Module, source: Source, classes: int, path: str) ->
     wrong = sorted((different | missing) - of_classes)
     if wrong or foreign:
         raise RecipeError(_other_network(path, source, own, tensors, wrong, sorted(foreign)))
-    kept = {name: tensor for name, tensor in tensors.items() if name in own and name not in different}
-    network.load_state_dict(kept, strict=False)
+    loadable = {name: tensor for name, tensor in tensors.items() if name in own and name not in different}
+    network.load_state_dict(loadable, strict=False)
     return Loaded(tuple(name for name in own if name in different | missing))
 
 

@@ -58,6 +58,9 @@ class InsertBefore(Transform):
     def changed(self) -> tuple[str, ...]:
         return (self.module,)
 
+    def added(self) -> tuple[str, ...]:
+        return (f"{self.module}.squeeze",)
+
     def resized(self) -> tuple[str, ...]:
         return (self.module,)
 

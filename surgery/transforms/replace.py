@@ -44,5 +44,8 @@ class Replace(Transform):
     def changed(self) -> tuple[str, ...]:
         return (self.module,)
 
+    def added(self) -> tuple[str, ...]:
+        return (self.module,)
+
     def work(self, model: nn.Module) -> int:
         return CALL

@@ -51,6 +51,10 @@ class Transform(abc.ABC):
         """Names of the modules that compute something else from now on."""
         return ()
 
+    def added(self) -> tuple[str, ...]:
+        """Names of the modules that the original has not: replacements, and what is inserted."""
+        return ()
+
     def removed(self) -> tuple[str, ...]:
         """Names of the modules that nn.Identity took the place of."""
         return ()

@@ -57,7 +57,7 @@ class ClassFolders(ImageFolder):
 
     def without(self, left_out: Container[int]) -> "ClassFolders":
         """The same folders without the images of these indices."""
-        kept = copy.copy(self)
-        kept.samples = [sample for index, sample in enumerate(self.samples) if index not in left_out]
-        kept.imgs, kept.targets = kept.samples, [label for _, label in kept.samples]
-        return kept
+        readable = copy.copy(self)
+        readable.samples = [sample for index, sample in enumerate(self.samples) if index not in left_out]
+        readable.imgs, readable.targets = readable.samples, [label for _, label in readable.samples]
+        return readable

@@ -53,15 +53,15 @@ def evaluate(
     check_extra("train", "an evaluation", ("torchmetrics",))
     from torchmetrics.classification import MulticlassAccuracy
 
-    known = preprocessing_of(model)
-    channels, transform = known.size[0], known.transform()
+    preprocessing = preprocessing_of(model)
+    channels, transform = preprocessing.size[0], preprocessing.transform()
     root = held_out_part(folder) or Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {str(folder)!r}")
     images = ClassFolders(root, transform, loader=lambda path: open_image(path, channels))
     weight = first_weight(model)
-    device, outputs = weight.device, _outputs(model, known)
-    indices = torch.tensor(_indices(images.classes, known.classes, outputs, root), device=device)
+    device, outputs = weight.device, _outputs(model, preprocessing)
+    indices = torch.tensor(_indices(images.classes, preprocessing.classes, outputs, root), device=device)
     metrics = [MulticlassAccuracy(outputs, top_k=k, average="micro").to(device) for k in (1, min(5, outputs))]
     loader: DataLoader = DataLoader(images, batch_size, num_workers=workers)
     begin = time.perf_counter()
@@ -74,13 +74,15 @@ def evaluate(
     return Accuracy(top1, top5, len(images), len(images) / (time.perf_counter() - begin))
 
 
-def _outputs(model: nn.Module, known: Preprocessing) -> int:
-    output = output_for_one_image(model, known.size)
+def _outputs(model: nn.Module, preprocessing: Preprocessing) -> int:
+    output = output_for_one_image(model, preprocessing.size)
     if not isinstance(output, Tensor) or output.ndim != 2:
-        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"{type(model).__name__} is no classifier: it gives {found} for one image")
-    if known.classes and len(known.classes) != output.shape[1]:
-        raise ValueError(f"the model gives {output.shape[1]} outputs and was saved with {len(known.classes)} names")
+        actual = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"{type(model).__name__} is no classifier: it gives {actual} for one image")
+    if preprocessing.classes and len(preprocessing.classes) != output.shape[1]:
+        raise ValueError(
+            f"the model gives {output.shape[1]} outputs and was saved with {len(preprocessing.classes)} names"
+        )
     return output.shape[1]
 
 
@@ -111,23 +113,30 @@ def predict(model: nn.Module, paths: Iterable[str | Path], *, top: int = 5) -> l
     Raises:
         FileNotFoundError, ValueError: a file that does not exist, or is no image; a model that is no classifier.
     """
-    known = preprocessing_of(model)
-    transform, weight = known.transform(), first_weight(model)
-    count = min(top, _outputs(model, known))
-    found, names = [], list(paths)
+    preprocessing = preprocessing_of(model)
+    transform, weight = preprocessing.transform(), first_weight(model)
+    count = min(top, _outputs(model, preprocessing))
+    predictions, files = [], list(paths)
     with eval_mode(model), torch.inference_mode():
-        for path in tqdm(names, "predicting", unit="image", leave=False, disable=len(names) < MANY):
-            image = transform(open_image(path, known.size[0]))[None].to(weight)
+        for path in tqdm(files, "predicting", unit="image", leave=False, disable=len(files) < MANY):
+            image = transform(open_image(path, preprocessing.size[0]))[None].to(weight)
             best = model(image)[0].float().softmax(0).topk(count)
-            classes = tuple(known.classes[i] if known.classes else str(i) for i in best.indices.tolist())
-            found.append(Prediction(str(path), classes, tuple(best.values.tolist())))
-    return found
+            classes = tuple(
+                preprocessing.classes[i] if preprocessing.classes else str(i) for i in best.indices.tolist()
+            )
+            predictions.append(Prediction(str(path), classes, tuple(best.values.tolist())))
+    return predictions
 
 
 def prediction_table(predictions: Sequence[Prediction]) -> str:
     """Predictions as text, a line each."""
     rows = [
-        (each.path, ", ".join(f"{n} {100 * p:.1f} %" for n, p in zip(each.classes, each.probabilities, strict=True)))
-        for each in predictions
+        (
+            prediction.path,
+            ", ".join(
+                f"{n} {100 * p:.1f} %" for n, p in zip(prediction.classes, prediction.probabilities, strict=True)
+            ),
+        )
+        for prediction in predictions
     ]
     return table(("image", "classes"), rows)

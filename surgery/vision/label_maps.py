@@ -44,17 +44,17 @@ class Labelling:
 
     def _table(self, path: str | Path, values: np.ndarray) -> np.ndarray:
         """The class of every value up to 255, after a look at those that occur."""
-        known = self.renumbered if self.renumbered is not None else {n: n for n in range(self.classes)}
+        class_of_value = self.renumbered if self.renumbered is not None else {n: n for n in range(self.classes)}
         unlabelled = {UNLABELLED} | ({self.ignore} if self.ignore is not None else set())
-        foreign = sorted(set(np.unique(values).tolist()) - set(known) - unlabelled)
+        foreign = sorted(set(np.unique(values).tolist()) - set(class_of_value) - unlabelled)
         if foreign:
-            others = " and ".join(str(value) for value in sorted(unlabelled))
+            unlabelled_values = " and ".join(str(value) for value in sorted(unlabelled))
             raise ValueError(
                 f"{str(path)!r} holds the value {foreign[0]}: one of the {self.classes} classes "
-                f"0 to {self.classes - 1}, or {others} for pixels without a class, is needed"
+                f"0 to {self.classes - 1}, or {unlabelled_values} for pixels without a class, is needed"
             )
         table = np.full(256, UNLABELLED, np.uint8)
-        for value, label in known.items():
+        for value, label in class_of_value.items():
             if 0 <= value < 256 and value not in unlabelled:
                 table[value] = label
         return table

@@ -67,27 +67,27 @@ class Preprocessing:
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """timm's evaluation transform: a PIL image to float32 (C, H, W)."""
-        known = asdict(self)
+        options = asdict(self)
         for key in ("classes", "size", "ignore", "colours"):
-            del known[key]
-        return cast(Any, create_transform(input_size=self.size, is_training=False, **known))
+            del options[key]
+        return cast(Any, create_transform(input_size=self.size, is_training=False, **options))
 
     def whole_image(self) -> Callable[[Image.Image], Tensor]:
         """A PIL image to float32 (C, H, W), normalised, at its own size."""
         return cast(Any, Compose([ToTensor(), Normalize(self.mean, self.std)]))
 
     def to_json(self) -> dict[str, Any]:
-        known = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         return {
-            key: value for key, value in known.items() if key not in ("ignore", "colours") or value not in (None, [])
+            key: value for key, value in values.items() if key not in ("ignore", "colours") or value not in (None, [])
         }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Preprocessing":
         """From what :meth:`to_json` gave; raises ValueError for anything else."""
-        known = [field.name for field in fields(cls)]
-        if not set(known[:3]) <= set(value) <= set(known):
-            raise ValueError(f"preprocessing has {list(value)!r:.200}; {', '.join(known)} (the first three) are needed")
+        keys = [field.name for field in fields(cls)]
+        if not set(keys[:3]) <= set(value) <= set(keys):
+            raise ValueError(f"preprocessing has {list(value)!r:.200}; {', '.join(keys)} (the first three) are needed")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
         return cls(**values)
 
@@ -111,17 +111,21 @@ def preprocessing_of(model: nn.Module, input_size: InputSize | None = None) -> P
     Args:
         input_size: (C, H, W), (H, W) or one side in place of the size found.
     """
-    known = getattr(model, MEMORY, None)
-    if not isinstance(known, Preprocessing):
+    preprocessing = getattr(model, MEMORY, None)
+    if not isinstance(preprocessing, Preprocessing):
         config = resolve_data_config({}, model=model)
         if input_size is not None:  # mean and std follow the number of channels
             shape = image_shapes(input_size, config["input_size"][:1])[0]
             config = resolve_data_config({"input_size": shape}, model=model)
-        known = Preprocessing(
+        preprocessing = Preprocessing(
             tuple(config["input_size"]),
             tuple(config["mean"]),
             tuple(config["std"]),
             config["crop_pct"],
             config["interpolation"],
         )
-    return known if input_size is None else replace(known, size=image_shapes(input_size, known.size[:1])[0])
+    return (
+        preprocessing
+        if input_size is None
+        else replace(preprocessing, size=image_shapes(input_size, preprocessing.size[:1])[0])
+    )

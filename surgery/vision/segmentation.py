@@ -57,10 +57,10 @@ def segment(model: nn.Module, images: Tensor, view: View = WHOLE) -> Tensor:
     Returns:
         float32 (N, classes, H, W), the mean over windows and mirror images.
     """
-    found = _windowed(model, images, view)
+    probabilities = _windowed(model, images, view)
     if view.flip:
-        found = (found + _windowed(model, images.flip(3), view).flip(3)) / 2
-    return found
+        probabilities = (probabilities + _windowed(model, images.flip(3), view).flip(3)) / 2
+    return probabilities
 
 
 def _windowed(model: nn.Module, images: Tensor, view: View) -> Tensor:
@@ -70,16 +70,16 @@ def _windowed(model: nn.Module, images: Tensor, view: View) -> Tensor:
     height, width = images.shape[-2:]
     padded = pad(images, (0, max(0, side - width), 0, max(0, side - height)))  # by zeros, the mean of all images
     rows, columns = (list(_starts(length, side, view.overlap)) for length in padded.shape[-2:])
-    total, times = None, torch.zeros(padded.shape[-2:], device=images.device)
+    total, visits = None, torch.zeros(padded.shape[-2:], device=images.device)
     for top in rows:
         for left in columns:
-            place = (..., slice(top, top + side), slice(left, left + side))
-            part = model(padded[place].contiguous()).float().softmax(1)
+            window = (..., slice(top, top + side), slice(left, left + side))
+            part = model(padded[window].contiguous()).float().softmax(1)
             total = part.new_zeros(*part.shape[:2], *padded.shape[-2:]) if total is None else total
-            total[place] += part
-            times[place] += 1
+            total[window] += part
+            visits[window] += 1
     assert total is not None  # there is at least one window
-    return (total / times)[..., :height, :width]
+    return (total / visits)[..., :height, :width]
 
 
 def _starts(length: int, side: int, overlap: float) -> Iterator[int]:
@@ -145,22 +145,22 @@ def evaluate(model: nn.Module, folder: str | Path, view: View = WHOLE, *, progre
         FileNotFoundError: a folder or the label map of an image is missing.
         ValueError: a file that is no image, a label that is no class, or sizes that differ.
     """
-    known, weight = preprocessing_of(model), first_weight(model)
+    preprocessing, weight = preprocessing_of(model), first_weight(model)
     root = held_out_part(folder) or Path(folder)
-    pairs, transform = pairs_below(root), known.whole_image()
+    pairs, transform = pairs_below(root), preprocessing.whole_image()
     total, begin = torch.zeros((), dtype=torch.int64, device=weight.device), time.perf_counter()
     with eval_mode(model), torch.inference_mode():
         for image_path, mask_path in tqdm(pairs, "evaluating", unit="image", leave=False, disable=not progress):
-            image = transform(open_image(image_path, known.size[0]))[None].to(weight)
-            found = segment(model, image, view)
-            labels = Labelling(found.shape[1], known.ignore).read(mask_path)
+            image = transform(open_image(image_path, preprocessing.size[0]))[None].to(weight)
+            probabilities = segment(model, image, view)
+            labels = Labelling(probabilities.shape[1], preprocessing.ignore).read(mask_path)
             check_same_size(image_path, image.shape[-2:], labels)
-            total = total + confusion(found, labels[None].to(weight.device))
-    if known.classes and len(known.classes) != len(total):
-        raise ValueError(f"the model gives {len(total)} classes and was saved with {len(known.classes)} names")
-    names = known.classes or tuple(str(number) for number in range(len(total)))
-    each = dict(zip(names, class_ious(total).tolist(), strict=True))
-    return IoU(mean_iou(total), each, len(pairs), len(pairs) / (time.perf_counter() - begin))
+            total = total + confusion(probabilities, labels[None].to(weight.device))
+    if preprocessing.classes and len(preprocessing.classes) != len(total):
+        raise ValueError(f"the model gives {len(total)} classes and was saved with {len(preprocessing.classes)} names")
+    names = preprocessing.classes or tuple(str(number) for number in range(len(total)))
+    ious = dict(zip(names, class_ious(total).tolist(), strict=True))
+    return IoU(mean_iou(total), ious, len(pairs), len(pairs) / (time.perf_counter() - begin))
 
 
 def check_same_size(path: Path, size: Sequence[int], labels: Tensor) -> None:
@@ -177,13 +177,15 @@ def predict(model: nn.Module, paths: Sequence[str | Path], out: str | Path, view
         FileNotFoundError, ValueError: a file that does not exist, or is no image; two that would have the same mask.
         OSError: a mask cannot be written.
     """
-    known, weight = preprocessing_of(model), first_weight(model)
+    preprocessing, weight = preprocessing_of(model), first_weight(model)
     targets = _targets(paths, Path(out))
-    transform = known.whole_image()
+    transform = preprocessing.whole_image()
     with eval_mode(model), torch.inference_mode():
         for path, target in tqdm(targets.items(), "predicting", unit="image", leave=False, disable=len(targets) < 3):
-            found = segment(model, transform(open_image(path, known.size[0]))[None].to(weight), view)[0]
-            write_label_map(target, found.argmax(0).to(torch.uint8), palette(known.colours, len(found)))
+            probabilities = segment(model, transform(open_image(path, preprocessing.size[0]))[None].to(weight), view)[0]
+            write_label_map(
+                target, probabilities.argmax(0).to(torch.uint8), palette(preprocessing.colours, len(probabilities))
+            )
     return list(targets.values())
 
 
@@ -206,7 +208,7 @@ def label_table(model: nn.Module, masks: Sequence[Path]) -> str:
     for path in masks:
         with Image.open(path) as mask:
             counts = torch.bincount(torch.from_numpy(np.array(mask)).flatten())
-        found = [(names[i] if names else str(i), n / counts.sum()) for i, n in enumerate(counts.tolist()) if n]
-        best = sorted(found, key=lambda item: -item[1])[:5]
+        shares = [(names[i] if names else str(i), n / counts.sum()) for i, n in enumerate(counts.tolist()) if n]
+        best = sorted(shares, key=lambda item: -item[1])[:5]
         rows.append((str(path), ", ".join(f"{name} {100 * share:.1f} %" for name, share in best)))
     return table(("mask", "of its pixels"), rows)

@@ -98,11 +98,11 @@ def on_two_machines(*outputs):
     processes = []
     for rank, output in enumerate(outputs):
         arguments = command(output, 1, "baseline.epochs=1", "finetune.epochs=0", "data.batch_size=35")
-        place = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = os.environ | {key: str(value) for key, value in place.items()}
+        variables = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = os.environ | {key: str(value) for key, value in variables.items()}
         processes.append(subprocess.Popen(arguments, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
-    errors = [each.communicate(timeout=240)[1] for each in processes]
-    return [(each.returncode, error) for each, error in zip(processes, errors, strict=True)]
+    errors = [process.communicate(timeout=240)[1] for process in processes]
+    return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
 
 
 def children(parent):

@@ -50,7 +50,7 @@ def test_from_files_to_a_file(name, tmp_path, capsys):
     if not (ROOT / part).is_dir():
         pytest.skip(f"SURGERY_DATA={ROOT} holds no {part}")
     recipe = next(path for path in RECIPES if path.stem == name)
-    given = [setting.replace("{root}", str(ROOT)) for setting in settings]
-    assert finetune.main([str(recipe), f"output={tmp_path}", *SHORT, *given]) == 0, capsys.readouterr().err
+    overrides = [setting.replace("{root}", str(ROOT)) for setting in settings]
+    assert finetune.main([str(recipe), f"output={tmp_path}", *SHORT, *overrides]) == 0, capsys.readouterr().err
     assert "logits identical" in capsys.readouterr().out
     assert history(surgery.load(tmp_path / "m.safetensors"))

@@ -8,9 +8,9 @@ from PIL import Image
 
 import finetune
 import surgery
-from surgery.__main__ import main
+from surgery.cli.main import main
 from tests.training.test_recipe import RECIPES
-from tests.training.test_segmentation_sets import cityscapes, street
+from tests.training.test_segmentation_datasets import cityscapes, street
 
 SMALL = ["data.batch_size=4", "data.workers=0"]
 LAYOUTS = {
@@ -85,17 +85,17 @@ def test_images_with_label_maps_from_the_first_training_to_masks(name, tmp_path,
     assert "mIoU" in out
     assert "logits identical on" in out
     file = str(tmp_path / "out" / "m.safetensors")
-    known = surgery.load(file).surgery_preprocessing
-    assert known.size == (3, 32, 32)
-    assert len(known.colours) == (19 if name == "pspnet_cityscapes" else 0)
+    preprocessing = surgery.load(file).surgery_preprocessing
+    assert preprocessing.size == (3, 32, 32)
+    assert len(preprocessing.colours) == (19 if name == "pspnet_cityscapes" else 0)
     if name == "segmentation_folder":
         assert main(["eval", file, str(tmp_path / "data"), "--window", "24", "--flip"]) == 0
-        found = capsys.readouterr().out
-        assert f"mIoU {rows(tmp_path)['after fine-tuning']:.2f} % of 3 images" in found
+        printed = capsys.readouterr().out
+        assert f"mIoU {rows(tmp_path)['after fine-tuning']:.2f} % of 3 images" in printed
     image = next((tmp_path / "data").rglob("*leftImg8bit.png" if name == "pspnet_cityscapes" else "images/0.png"))
     assert main(["predict", file, str(image), "--out", str(tmp_path)]) == 0
-    with Image.open(image) as given, Image.open(tmp_path / f"{image.stem}.mask.png") as mask:
-        assert mask.size == given.size
+    with Image.open(image) as photograph, Image.open(tmp_path / f"{image.stem}.mask.png") as mask:
+        assert mask.size == photograph.size
         assert mask.mode == "P"
 
 

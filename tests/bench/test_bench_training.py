@@ -9,10 +9,10 @@ from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import finetune
-from surgery.__main__ import main
 from surgery.bench import training as bench
 from surgery.bench.timing import Timing
 from surgery.bench.training import TrainingResult, bench_training
+from surgery.cli.main import main
 from surgery.training import load_recipe
 from surgery.training.trainer import BatchTooLargeError, Training
 
@@ -28,11 +28,13 @@ def result(output, *more, network=SMALL):
     return bench_training(recipe, seconds=0.05)
 
 
-def check(found, stage):
-    assert found.stage == stage
-    assert set(found.timing.seconds) == {"trainer", "bare"}
-    assert found.timing.ratio("bare", "trainer")[0] == pytest.approx(found.rate("trainer") / found.rate("bare"))
-    assert 0 < found.waiting < 1
+def check(measured, stage):
+    assert measured.stage == stage
+    assert set(measured.timing.seconds) == {"trainer", "bare"}
+    assert measured.timing.ratio("bare", "trainer")[0] == pytest.approx(
+        measured.rate("trainer") / measured.rate("bare")
+    )
+    assert 0 < measured.waiting < 1
 
 
 def test_command_prints_both_rates_and_their_quotient_and_writes_nothing_else(tmp_path, capsys):
@@ -82,11 +84,11 @@ def test_workers_stand_still_while_the_bare_loop_runs(tmp_path, monkeypatch):
         real(loading, name)
 
     monkeypatch.setattr(bench._Loading, "_send", recorded)
-    found = result(tmp_path / "out", "data.workers=2")
-    check(found, "baseline")
-    assert found.steps >= 2
+    measured = result(tmp_path / "out", "data.workers=2")
+    check(measured, "baseline")
+    assert measured.steps >= 2
     untimed = 2
-    assert sent == [(2, "SIGSTOP"), (2, "SIGCONT")] * (untimed + len(found.timing.seconds["bare"]))
+    assert sent == [(2, "SIGSTOP"), (2, "SIGCONT")] * (untimed + len(measured.timing.seconds["bare"]))
 
 
 def test_workers_go_on_after_an_error_in_the_bare_loop():
@@ -146,7 +148,7 @@ def test_bad_input_is_one_line_and_status_2(recipe, more, message, capsys):
 
 
 def test_a_batch_that_does_not_fit_is_one_line(tmp_path, monkeypatch, capsys):
-    def too_large(*given):
+    def too_large(*arguments):
         raise BatchTooLargeError("needs more memory than there is")
 
     monkeypatch.setattr(Training, "_step", too_large)

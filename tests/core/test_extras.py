@@ -38,7 +38,7 @@ def test_the_light_install_does_all_but_calibrate_and_train(tmp_path):
     done = run(
         """
 import surgery
-from surgery.__main__ import main
+from surgery.cli.main import main
 model = surgery.create("cifar_resnet", layers=[1, 1, 1, 1], channels=[8, 8, 8, 8], num_classes=3)
 print(surgery.plan(model))
 model = surgery.convert(model)
@@ -60,7 +60,7 @@ def test_what_is_missing_is_named_with_its_extra(tmp_path):
     done = run(
         """
 import torch, surgery
-from surgery.__main__ import main
+from surgery.cli.main import main
 model = surgery.create("cifar_resnet", layers=[1, 1, 1, 1], channels=[8, 8, 8, 8], num_classes=3)
 images = torch.randn(2, 3, 32, 32)
 for use in (
@@ -101,14 +101,14 @@ def test_importing_surgery_loads_no_package_of_an_extra(tmp_path):
 def test_setup_asks_for_the_same(extra):
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
-    asked = config["options.extras_require"]
+    required = config["options.extras_require"]
 
     def resolved(name):
-        found = set()
-        for line in asked[name].split():
+        packages = set()
+        for line in required[name].split():
             nested = re.fullmatch(r"surgery\[(\w+)\]", line)
-            found |= resolved(nested[1]) if nested else {re.split("[<>=]", line)[0]}
-        return found
+            packages |= resolved(nested[1]) if nested else {re.split("[<>=]", line)[0]}
+        return packages
 
     assert resolved(extra) == set(EXTRAS[extra].values())
     assert resolved(extra) <= resolved("test")

@@ -37,31 +37,31 @@ class Strict(HTMLParser):
 
 
 def test_html_is_escaped_and_whole():
-    found = Strict(
+    page = Strict(
         html_table(("<a>", "b & c"), [("<script>", '"x"'), ("1", 2)], right=(1,), caption="<i>", lines=["<p>"])
     )
-    assert found.rows == [["<a>", "b & c"], ["<script>", '"x"'], ["1", "2"]]
-    assert "<p>" in found.text
+    assert page.rows == [["<a>", "b & c"], ["<script>", '"x"'], ["1", "2"]]
+    assert "<p>" in page.text
 
 
 def test_plan_cost_and_report_have_notebook_faces():
     model = surgery.create("cifar_resnet", layers=[1, 1, 1, 1], channels=[8, 8, 8, 8])
     plan = surgery.plan(model)
-    found = Strict(plan._repr_html_())
-    assert found.rows[0] == ["site", "role", "channels", "ratio", "note"]
-    assert [row[0] for row in found.rows[1:]] == [row.site for row in plan.sites]
-    assert f"{len(plan.sites)} converted" in found.text
+    page = Strict(plan._repr_html_())
+    assert page.rows[0] == ["site", "role", "channels", "ratio", "note"]
+    assert [row[0] for row in page.rows[1:]] == [row.site for row in plan.sites]
+    assert f"{len(plan.sites)} converted" in page.text
     cost = surgery.cost(model)
-    found = Strict(cost._repr_html_())
-    assert found.rows[-1][0] == "total"
-    assert "memory: bytes that operations write" in found.text
+    page = Strict(cost._repr_html_())
+    assert page.rows[-1][0] == "total"
+    assert "memory: bytes that operations write" in page.text
     report = Report((Row("a<b>", "start", 4, note="as it was"),), (Skipped("c", "too <large>"),))
-    found = Strict(report._repr_html_())
-    assert found.rows == [
+    page = Strict(report._repr_html_())
+    assert page.rows == [
         ["layer", "fitted to", "rows", "ridge", "R² before", "R² after", "note"],
         ["a<b>", "start", "4", "", "", "", "as it was"],
     ]
-    assert "not fitted: c: too <large>" in found.text
+    assert "not fitted: c: too <large>" in page.text
 
 
 def test_the_reports_notes_have_a_header():

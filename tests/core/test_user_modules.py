@@ -3,7 +3,7 @@ import sys
 import pytest
 
 import surgery
-from surgery.__main__ import main
+from surgery.cli.main import main
 from surgery.core.errors import UserModuleError
 from surgery.core.user_modules import import_user_modules
 

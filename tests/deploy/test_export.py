@@ -15,11 +15,12 @@ from torch import nn
 import surgery
 from surgery.core import extras
 from surgery.core.errors import ExportError, MissingPackageError, TraceError
+from surgery.core.surgery_layer import SurgeryLayer
 from surgery.deploy import export as exporting
 from surgery.deploy import formats
 from surgery.deploy.checking import TOLERANCE
 from surgery.methods.pix.layer import PiX
-from surgery.methods.pix.lowering import ComposedPiX, compose
+from surgery.methods.pix.lowering import ComposedPiX
 from surgery.methods.pix.ops import reference
 from surgery.vision.preprocessing import Preprocessing
 from tests.small_models import LooksAtValues, Net
@@ -124,7 +125,7 @@ def test_every_variant_composed_in_other_dtypes(dtype):
     x = torch.randn(2, 16, 5, 7).to(dtype)
     for layer in EveryPiX().eval().to(dtype).layers:
         with torch.no_grad():
-            expected, found = layer(x), compose(layer)(x)
+            expected, found = layer(x), exporting.lowered(layer)(x)
         assert found.dtype == dtype
         torch.testing.assert_close(found, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
@@ -132,7 +133,7 @@ def test_every_variant_composed_in_other_dtypes(dtype):
 def test_sums_of_half_floats_do_not_overflow():
     x = torch.full((1, 16, 2, 2), 3e4, dtype=torch.float16)
     layer = PiX(16, 4, grouping="strided", operator="avg", tau=0).eval().half()
-    assert compose(layer)(x).isfinite().all()
+    assert exporting.lowered(layer)(x).isfinite().all()
 
 
 def test_infinite_maps_stay_what_they_are():
@@ -381,3 +382,33 @@ def test_steps_are_shown(model, tmp_path, capsys):
         model, tmp_path / "m.pt2", format="torch-export", input_size=SIZE, dynamic_size=False, progress=False
     )
     assert "exporting" not in capsys.readouterr().err
+
+
+class Looked(SurgeryLayer):
+    """A method's layer, whose forward no exporter can take: its path depends on values."""
+
+    opaque = False
+
+    def forward(self, x):
+        return 2 * x if x.sum() == x.sum() else x
+
+    def lowered(self):
+        return Plain()
+
+
+class Plain(nn.Module):
+    def forward(self, x):
+        return x + x
+
+
+def test_a_layer_of_a_method_is_exported_as_it_says(tmp_path):
+    shared = Looked()
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), shared, nn.Conv2d(4, 4, 1), shared).eval()
+    surgery.export(model, tmp_path / "m.pt2", format="torch-export", input_size=SIZE, dynamic_size=False)
+    x = torch.randn(2, *SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.export.load(tmp_path / "m.pt2").module()(x), model(x))
+    assert model[1] is model[3] is shared
+    plain = exporting.lowered(copy.deepcopy(model))
+    assert type(plain[1]) is Plain
+    assert plain[1] is plain[3]

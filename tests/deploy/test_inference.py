@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 import surgery
+from surgery.core.norm_folding import norm_folded
+from surgery.core.surgery_layer import OpCost, SurgeryLayer
 from tests.small_models import with_statistics
 
 MODELS = ["resnet26", "mobilenetv2_050", "nf_resnet26", "resnetv2_50", "tf_efficientnet_b0", "densenet121"]
@@ -90,3 +92,39 @@ def test_a_fold_that_changes_the_output_is_refused():
 
     with pytest.raises(surgery.errors.SurgeryError, match="changes its output by"):
         surgery.optimize_for_inference(with_statistics(Net()), input_size=(3, 8, 8))
+
+
+class Normed(SurgeryLayer):
+    """A method's layer, which folds its norm by itself; in graphs one node, or not."""
+
+    def __init__(self, opaque):
+        super().__init__()
+        self.opaque = opaque
+        self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)).clamp(0)
+
+    def cost(self, in_shape, out_shape):
+        return OpCost()
+
+    def folded(self):
+        plain = nn.Conv2d(3, 4, 1)
+        plain.weight, plain.bias = norm_folded(self.conv.weight, self.conv.bias, self.norm)
+        return nn.Sequential(plain, nn.ReLU())
+
+
+@pytest.mark.parametrize("opaque", [True, False])
+@torch.no_grad()
+def test_a_layer_of_a_method_is_folded_as_it_says(opaque):
+    layer = Normed(opaque)
+    model = with_statistics(nn.Sequential(layer, nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))).eval()
+    x = torch.randn(2, 3, 8, 8)
+    fast = surgery.optimize_for_inference(model, input_size=(3, 8, 8))
+    torch.testing.assert_close(fast(x), model(x))
+    assert [type(module) for module in fast[0]] == [nn.Conv2d, nn.ReLU]
+    assert isinstance(model[0], Normed)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
+    alone = surgery.optimize_for_inference(layer, input_size=(3, 8, 8))
+    torch.testing.assert_close(alone(x), layer(x))
+    assert isinstance(alone, nn.Sequential)

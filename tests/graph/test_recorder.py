@@ -7,10 +7,13 @@ import timm
 import torch
 from torch import nn
 
+import surgery
 from surgery.core.errors import TraceError
+from surgery.core.surgery_layer import OpCost, SurgeryLayer
 from surgery.graph import record
 from surgery.graph.scripted import calls_seen
 from surgery.graph.skeleton import copied
+from surgery.graph.symbolic import trace_block
 from tests.small_models import LooksAtValues, Net
 
 
@@ -123,3 +126,49 @@ def test_calls_of_scripted_functions_in_other_threads_are_theirs():
         assert call(4) == 8
     assert seen == [1, 4]
     assert torch.jit.ScriptFunction.__call__ is plain
+
+
+class Doubled(SurgeryLayer):
+    """A method's layer: twice what its convolution gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        return torch.relu(self.conv(x) * 2)
+
+    def cost(self, in_shape, out_shape):
+        return OpCost(macs=1)
+
+
+class SeenThrough(Doubled):
+    opaque = False
+
+
+def test_a_surgery_layer_is_one_node_or_seen_through():
+    assert kinds(nn.Sequential(Doubled()), input_size=8)[1:] == ["surgery"]
+    assert kinds(nn.Sequential(SeenThrough()), input_size=8)[1:] == ["conv", "mul", "act"]
+    assert kinds(SeenThrough(), input_size=8)[1:] == ["conv", "mul", "act"]
+    assert kinds(nn.Sequential(Bare()), input_size=8)[1:] == ["mul"]
+
+
+class Bare(SurgeryLayer):
+    """One without modules, which a plain module of its kind would be a leaf for."""
+
+    opaque = False
+
+    def forward(self, x):
+        return x * 2
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(Doubled, ["call_module"]), (SeenThrough, ["conv", "mul", "relu"])])
+def test_so_it_is_in_a_traced_block(kind, expected):
+    nodes = [node for node in trace_block(nn.Sequential(kind())).nodes if node.op not in ("placeholder", "output")]
+    assert len(nodes) == len(expected)
+    assert (nodes[0].target == "0") is kind.opaque
+
+
+def test_what_is_seen_through_costs_what_its_operations_do():
+    assert surgery.cost(nn.Sequential(SeenThrough()), 8).macs == 3 * 4 * 64
+    assert surgery.cost(nn.Sequential(Doubled()), 8).macs == 1

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 import surgery
+from surgery.core.surgery_layer import SurgeryLayer
 from surgery.training.block_distillation import BlockDistillationTask, common_blocks
+from tests.small_models import narrowed_alone
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +55,12 @@ def test_loss_is_the_mean_share_of_the_variance(networks):
     task = BlockDistillationTask(converted, original, blocks=blocks, block_weight=3.0, **options)
     plain = BlockDistillationTask(converted, original, blocks=[], block_weight=3.0, **options)
     result, without = task(images, labels), plain(images, labels)
-    given, wanted = ([n.layer1(n.maxpool(n.act1(n.bn1(n.conv1(images)))))] for n in (converted, original))
-    for outputs, network in ((given, converted), (wanted, original)):
+    student_outputs, teacher_outputs = (
+        [n.layer1(n.maxpool(n.act1(n.bn1(n.conv1(images)))))] for n in (converted, original)
+    )
+    for outputs, network in ((student_outputs, converted), (teacher_outputs, original)):
         outputs.append(network.layer4(network.layer3(network.layer2(outputs[0]))))
-    shares = [((a - b) ** 2).mean() / b.var() for a, b in zip(given, wanted, strict=True)]
+    shares = [((a - b) ** 2).mean() / b.var() for a, b in zip(student_outputs, teacher_outputs, strict=True)]
     assert result["block_loss"].item() == pytest.approx(sum(shares).item() / 2, rel=1e-4)
     assert result["loss"].item() == pytest.approx(without["loss"].item() + 3 * result["block_loss"].item(), rel=1e-4)
     assert "block_loss" not in without
@@ -64,3 +68,17 @@ def test_loss_is_the_mean_share_of_the_variance(networks):
     assert all(p.grad is not None for p in converted.layer4.parameters())
     assert all(p.grad is None for p in original.parameters())
     assert not converted.layer1[0]._forward_hooks
+
+
+@pytest.mark.filterwarnings("ignore::surgery.core.errors.ConversionWarning")
+def test_networks_that_were_narrowed_alone_have_blocks(networks):
+    original = networks[1]
+    narrowed = narrowed_alone(copy.deepcopy(original), zeta=8, include=["layer2", "layer4"])
+    assert not any(isinstance(module, SurgeryLayer) for module in narrowed.modules())
+    assert common_blocks(narrowed, original, torch.randn(2, 3, 64, 64)) == ["layer2.0", "layer2.1", "layer4.0"]
+
+
+def test_a_layer_with_another_methods_squeeze_in_front_is_a_block(networks):
+    converted = surgery.convert(networks[1], "squeeze-conv", mode="downscale", zeta=2, insert="layer2*conv2")
+    blocks = ["layer2.0.conv2", "layer2.1.conv2"]
+    assert common_blocks(converted, networks[1], torch.randn(2, 3, 64, 64)) == blocks

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 
-from surgery.__main__ import main as surgery_main
+from surgery.cli.main import main as surgery_main
 from surgery.training.command import main
 from surgery.training.shipped_recipes import find_recipe, shipped_recipes
 from surgery.training.tracking import AVAILABLE

@@ -7,16 +7,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from surgery.training import job, run
-from surgery.training.classifying import Classifying
+from surgery.training import job, job_stages, run
+from surgery.training.classification_task import ImageClassification
 from surgery.training.damage import Damage, measure_damage
-from surgery.training.data import calibration_images, labelled_images
-from surgery.training.data_sets import open_data
+from surgery.training.data_loading import calibration_images, labelled_images
+from surgery.training.datasets import open_dataset
 from surgery.training.recipe import DataSettings, RecipeError
-from surgery.training.segmenting import Segmenting
+from surgery.training.segmentation_task import SemanticSegmentation
 from tests.training.test_job import recipe
-from tests.training.test_segmentation_sets import SETTINGS as PIXELS
-from tests.training.test_segmentation_sets import street
+from tests.training.test_segmentation_datasets import SETTINGS as PIXELS
+from tests.training.test_segmentation_datasets import street
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,10 @@ class Sure(torch.nn.Module):
 
 def test_measured_as_the_mean_loss_of_images():
     settings = DataSettings()
-    data = open_data(settings)
+    data = open_dataset(settings)
     sure = Sure([3.0] + [0.0] * 9).train()
-    damage = measure_damage(Accelerator(), Sure([0.0] * 10), sure, Classifying(10), data, settings, 0)
+    batches = labelled_images(data.train, settings, 1024, 0)
+    damage = measure_damage(Accelerator(), (Sure([0.0] * 10), sure), ImageClassification(10), batches, 10)
     chosen = list(labelled_images(data.train, settings, 1024, 0))
     labels = torch.cat([labels for _, labels in chosen])
     assert len(labels) == 1024
@@ -69,27 +70,28 @@ def test_measured_on_label_maps(tmp_path):
     street(street(tmp_path, "train"), "val")
     settings = DataSettings(root=str(tmp_path), **PIXELS)
     networks = Sure([0.0] * 3, pixels=True), Sure([9.0, 0.0, 0.0], pixels=True)
-    damage = measure_damage(Accelerator(), *networks, Segmenting(), open_data(settings), settings, 0)
+    batches = labelled_images(open_dataset(settings).train, settings, 1024, 0)
+    damage = measure_damage(Accelerator(), networks, SemanticSegmentation(), batches, 3)
     assert damage.original == pytest.approx(math.log(3), abs=1e-5)
     assert damage.converted > damage.original
 
 
 def test_on_images_that_calibration_did_not_see():
     settings = DataSettings()
-    data = open_data(settings)
-    seen = torch.cat(list(calibration_images(data.train, settings, 400, 0))).flatten(1)
+    data = open_dataset(settings)
+    calibrating = torch.cat(list(calibration_images(data.train, settings, 400, 0))).flatten(1)
     used = torch.cat([images for images, _ in labelled_images(data.train, settings, 400, 0)]).flatten(1)
-    assert torch.cdist(seen, used).min() > 0
+    assert torch.cdist(calibrating, used).min() > 0
 
 
 def test_converted_and_control_are_trained_at_the_same_rate(tmp_path, monkeypatch, capsys):
-    real, rates = job.train, []
+    real, rates = job_stages.train, []
 
-    def watched(accelerator, model, loaders, task, settings, *others, **more):
-        rates.append(settings.lr)
-        return real(accelerator, model, loaders, task, settings, *others, **more)
+    def watched(spec, *arguments, **more):
+        rates.append(spec.settings.lr)
+        return real(spec, *arguments, **more)
 
-    monkeypatch.setattr(job, "train", watched)
+    monkeypatch.setattr(job_stages, "train", watched)
     monkeypatch.setattr(job, "measure_damage", lambda *arguments: Damage(0.1, 0.2, 2.6))
     more = ["baseline.epochs=1", "finetune.epochs=1", "control=true", "data.batch_size=700", "finetune.lr=0.01"]
     run(recipe(tmp_path, *more))

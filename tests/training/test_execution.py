@@ -20,13 +20,14 @@ import finetune
 import surgery
 from surgery.training import load_recipe, run
 from surgery.training import trainer as trainer_module
-from surgery.training.classifying import Classifying
-from surgery.training.data import make_loader
-from surgery.training.data_sets import open_data
-from surgery.training.original import make_original
+from surgery.training.classification_task import ImageClassification
+from surgery.training.data_loading import make_loader
+from surgery.training.datasets import open_dataset
+from surgery.training.original_network import make_original
 from surgery.training.recipe import RecipeError
-from surgery.training.state import TrainingState
-from surgery.training.trainer import BatchTooLargeError, Execution, train
+from surgery.training.trainer import BatchTooLargeError, train
+from surgery.training.training_spec import Execution, TrainingSpec
+from surgery.training.training_state import TrainingState
 
 ROOT = Path(__file__).parents[2]
 SIZES = "num_classes: 10, channels: [8, 16, 32, 32]"
@@ -73,14 +74,15 @@ def recipe(output, *more):
 
 def train_baseline(output, *more):
     """A recipe's baseline alone: its network and its curve."""
-    wanted = recipe(output, *more)
-    data, baseline = open_data(wanted.data), wanted.baseline
-    set_seed(wanted.seed)
-    network = make_original(wanted, data.classes)
-    loaders = make_loader(data.train, wanted.data, True), make_loader(data.test, wanted.data, False)
-    execution = Execution(compile=wanted.compile, checkpoint_activations=wanted.checkpoint_activations)
+    job_recipe = recipe(output, *more)
+    data, baseline = open_dataset(job_recipe.data), job_recipe.baseline
+    set_seed(job_recipe.seed)
+    network = make_original(job_recipe, data.classes)
+    loaders = make_loader(data.train, job_recipe.data, True), make_loader(data.test, job_recipe.data, False)
+    execution = Execution(compile=job_recipe.compile, checkpoint_activations=job_recipe.checkpoint_activations)
     state = TrainingState(output / "state", {}, baseline.keep)
-    return train(Accelerator(), network, loaders, Classifying(10), baseline, state, execution=execution)
+    spec = TrainingSpec(Accelerator(), ImageClassification(10), baseline, execution=execution)
+    return train(spec, network, loaders, state)
 
 
 def curve(output, name="original"):
@@ -147,16 +149,16 @@ def test_poly_learning_rate(tmp_path):
 
 
 def test_checkpointed_activations_change_nothing(tmp_path):
-    kept, history = train_baseline(tmp_path / "kept")
-    again, losses = train_baseline(tmp_path / "again", "checkpoint_activations=true")
+    stored, history = train_baseline(tmp_path / "kept")
+    recomputed, losses = train_baseline(tmp_path / "again", "checkpoint_activations=true")
     assert history == losses
-    assert same_bits(kept.state_dict(), again.state_dict())  # running statistics too
+    assert same_bits(stored.state_dict(), recomputed.state_dict())  # running statistics too
 
 
 def test_checkpointed_activations_of_another_library(tmp_path):
-    wanted = ["model.name=torchvision/resnet18", "model.kwargs={num_classes: 10}", "checkpoint_activations=true"]
+    overrides = ["model.name=torchvision/resnet18", "model.kwargs={num_classes: 10}", "checkpoint_activations=true"]
     with pytest.raises(RecipeError, match="checkpoint_activations=true: ResNet has no set_grad_checkpointing"):
-        run(recipe(tmp_path, "baseline.epochs=0", *wanted))
+        run(recipe(tmp_path, "baseline.epochs=0", *overrides))
 
 
 @pytest.mark.slow
@@ -246,12 +248,12 @@ def test_the_best_epoch_is_kept(tmp_path):
     for seed in range(6):  # until the last epoch is not the best, which rounding decides
         AcceleratorState._reset_state(reset_partial_state=True)
         output = tmp_path / str(seed)
-        wanted = recipe(output, *rising, "finetune.keep_best=true", f"seed={seed}")
-        run(wanted)
+        job_recipe = recipe(output, *rising, "finetune.keep_best=true", f"seed={seed}")
+        run(job_recipe)
         accuracies = [row["accuracy"] for row in curve(output, "converted")]
-        loader = make_loader(open_data(wanted.data).test, wanted.data, training=False)
+        loader = make_loader(open_dataset(job_recipe.data).test, job_recipe.data, training=False)
         best = surgery.load(output / "best.safetensors")
-        assert Classifying(10).evaluate(Accelerator(), best, loader) == pytest.approx(max(accuracies))
+        assert ImageClassification(10).evaluate(Accelerator(), best, loader) == pytest.approx(max(accuracies))
         if max(accuracies) > accuracies[-1]:
             return
     pytest.fail("the last epoch was the best of every training: it would have done")

@@ -9,13 +9,13 @@ from PIL import Image
 
 import finetune
 from surgery.training import image_scan
-from surgery.training.data_sets import open_data
+from surgery.training.datasets import open_dataset
 from surgery.training.image_scan import UnreadableImagesError, check_data, check_headers, leave_out_unreadable
 from surgery.training.recipe import DataSettings, RecipeError
-from tests.training.test_data_sets import SETTINGS as CIFAR
-from tests.training.test_data_sets import cifar
-from tests.training.test_segmentation_sets import SETTINGS as PIXELS
-from tests.training.test_segmentation_sets import street
+from tests.training.test_datasets import SETTINGS as CIFAR
+from tests.training.test_datasets import cifar
+from tests.training.test_segmentation_datasets import SETTINGS as PIXELS
+from tests.training.test_segmentation_datasets import street
 
 
 def photographs(root, parts=("train", "val")):
@@ -45,7 +45,7 @@ def test_a_damaged_header_is_an_error_at_the_start(tmp_path):
         (root / "train" / "dog" / f"{index}.png").write_bytes(b"no image")
     settings = folder(root)
     with pytest.raises(UnreadableImagesError, match=r"2 of 8 images in train.*dog/0\.png.*dog/1\.png.*--check-data"):
-        check_headers(open_data(settings), Accelerator())
+        check_headers(open_dataset(settings), Accelerator())
 
 
 def small_job(root, output, *more):
@@ -105,7 +105,7 @@ def test_a_damaged_list_is_made_again(tmp_path, monkeypatch, content):
     monkeypatch.setattr(image_scan, "_stamp", lambda files: "STAMP")
     (tmp_path / "readable.json").write_text(content)
     settings = folder(root, skip_unreadable=True)
-    assert len(leave_out_unreadable(open_data(settings), settings, Accelerator(), tmp_path).train) == 7
+    assert len(leave_out_unreadable(open_dataset(settings), settings, Accelerator(), tmp_path).train) == 7
     assert json.loads((tmp_path / "readable.json").read_text())["unreadable"]["train"][0][0] == 0
 
 
@@ -130,13 +130,13 @@ def test_unreadable_ones_are_left_out_by_key_and_counted_once(tmp_path, capsys, 
     output.mkdir()
     cut(root / parts[0] / "dog" / "1.png")
     settings = folder(root, skip_unreadable=True, workers=workers, holdout=0.0 if len(parts) == 2 else 0.25)
-    before = open_data(settings)
+    before = open_dataset(settings)
     data = leave_out_unreadable(before, settings, Accelerator(), output)
     count = len(data.train) + len(data.test)
     assert count == len(before.train) + len(before.test) - 1
     assert all(data.train[index][1] in (0, 1) for index in range(len(data.train)))
-    assert "1 of " in (said := capsys.readouterr().out)
-    assert "dog/1.png" in said
+    assert "1 of " in (output_text := capsys.readouterr().out)
+    assert "dog/1.png" in output_text
     monkeypatch.setattr(image_scan, "_unreadable", None)  # nothing is decoded a second time
     assert len(leave_out_unreadable(before, settings, Accelerator(), output).train) == len(data.train)
 
@@ -145,9 +145,9 @@ def test_other_files_are_decoded_again(tmp_path):
     root, output = photographs(tmp_path / "data"), tmp_path / "out"
     output.mkdir()
     settings = folder(root, skip_unreadable=True)
-    assert len(leave_out_unreadable(open_data(settings), settings, Accelerator(), output).test) == 8
+    assert len(leave_out_unreadable(open_dataset(settings), settings, Accelerator(), output).test) == 8
     cut(root / "val" / "cat" / "0.png")
-    assert len(leave_out_unreadable(open_data(settings), settings, Accelerator(), output).test) == 7
+    assert len(leave_out_unreadable(open_dataset(settings), settings, Accelerator(), output).test) == 7
     (((index, reason),),) = (json.loads((output / "readable.json").read_text())["unreadable"]["test"],)
     assert (index, "cat/0.png" in reason) == (0, True)
 
@@ -158,7 +158,7 @@ def test_more_than_half_is_no_accident(tmp_path):
         cut(path)
     settings = folder(root, skip_unreadable=True)
     with pytest.raises(UnreadableImagesError, match="8 of 8 images in train.* and 5 more .*more than half"):
-        leave_out_unreadable(open_data(settings), settings, Accelerator(), tmp_path)
+        leave_out_unreadable(open_dataset(settings), settings, Accelerator(), tmp_path)
 
 
 def test_of_images_with_label_maps_both_files_count(tmp_path):
@@ -166,7 +166,7 @@ def test_of_images_with_label_maps_both_files_count(tmp_path):
     cut(tmp_path / "train" / "images" / "0.png")
     cut(tmp_path / "train" / "masks" / "1.png")
     settings = DataSettings(root=str(tmp_path), skip_unreadable=True, **PIXELS)
-    data = leave_out_unreadable(open_data(settings), settings, Accelerator(), tmp_path)
+    data = leave_out_unreadable(open_dataset(settings), settings, Accelerator(), tmp_path)
     assert [image.name for image, _ in data.train.pairs] == ["2.png", "3.png"]
 
 
@@ -174,9 +174,9 @@ def test_small_images_that_are_decoded_at_the_start(tmp_path, capsys):
     cifar(tmp_path)
     (tmp_path / "cifar10" / "train" / "class3" / "0.png").write_bytes(b"no image")
     with pytest.raises(UnreadableImagesError, match=r"1 of 20 images in train cannot be read: .*class3/0\.png"):
-        open_data(DataSettings(root=str(tmp_path), **CIFAR))
+        open_dataset(DataSettings(root=str(tmp_path), **CIFAR))
     settings = DataSettings(root=str(tmp_path), skip_unreadable=True, **CIFAR)
-    data = leave_out_unreadable(open_data(settings), settings, Accelerator(), tmp_path)
+    data = leave_out_unreadable(open_dataset(settings), settings, Accelerator(), tmp_path)
     assert len(data.train) == len(data.train.labels) == 19
 
 
@@ -186,7 +186,7 @@ def test_only_for_files_in_folders(tmp_path):
             return 1
 
     settings = DataSettings(name="hfds/mine", skip_unreadable=True)
-    data = open_data(DataSettings())
+    data = open_dataset(DataSettings())
     object.__setattr__(data, "train", Rows())
     with pytest.raises(RecipeError, match=r"skip_unreadable=true: not for data\.name=hfds/mine"):
         leave_out_unreadable(data, settings, Accelerator(), tmp_path)
@@ -198,7 +198,7 @@ def test_headers_that_take_too_long_are_left_to_check_data(tmp_path, capsys, mon
     root = photographs(tmp_path)
     (root / "train" / "dog" / "3.png").write_bytes(b"")
     settings = folder(root)
-    check_headers(open_data(settings), Accelerator())
+    check_headers(open_dataset(settings), Accelerator())
     assert "--check-data reads all" in capsys.readouterr().out
 
 
@@ -218,5 +218,5 @@ def test_check_data_lists_every_file_with_its_reason(tmp_path, capsys):
 def test_check_data_looks_at_labels_too(tmp_path, capsys):
     street(street(tmp_path, "train"), "val")
     settings = DataSettings(root=str(tmp_path), **{**PIXELS, "classes": 2})
-    assert check_data(open_data(settings), settings, print) == 6
+    assert check_data(open_dataset(settings), settings, print) == 6
     assert "holds the value 2" in capsys.readouterr().out

@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 from accelerate import Accelerator
 from surgery.training.image_scan import leave_out_unreadable
-from surgery.training.job import _opened_output
-from surgery.training.data_sets import open_data
+from surgery.training.output_folder import opened_output
+from surgery.training.datasets import open_dataset
 from surgery.training.main_process import in_all, on_main
 from surgery.training.recipe import DataSettings, RecipeError
-from surgery.training.state import Progress, TrainingState
+from surgery.training.training_state import Progress, TrainingState
 
 accelerator, folder = Accelerator(), Path(sys.argv[1])
 assert on_main(accelerator, lambda: accelerator.process_index) == 0
@@ -29,13 +29,13 @@ def only_in_the_second():
         raise OSError(28, "full")
 
 def open_output():
-    with _opened_output(accelerator, folder / "file" / "x", False):
+    with opened_output(accelerator, folder / "file" / "x", False):
         pass
 
 for action, message in (
     (lambda: in_all(only_in_the_second), "full"),
     (open_output, "Not a directory"),
-    (lambda: leave_out_unreadable(open_data(settings), settings, accelerator, folder / "nothing"), "readable.json"),
+    (lambda: leave_out_unreadable(open_dataset(settings), settings, accelerator, folder / "nothing"), "readable.json"),
     (lambda: TrainingState(folder / "file", {}).save(accelerator, None, Progress()), "cannot write the state"),
 ):
     try:

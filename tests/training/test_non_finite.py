@@ -9,7 +9,7 @@ import finetune
 import surgery
 from surgery.training import load_recipe, run
 from surgery.training.non_finite import NonFiniteLossError, first_non_finite
-from surgery.training.order import EpochSampler
+from surgery.training.sampling_order import EpochSampler
 
 SIZES = {"num_classes": 10, "channels": (8, 16, 32, 32), "layers": (1, 1, 1, 1)}
 
@@ -46,8 +46,8 @@ def test_a_parameter(network, images):
 
 
 def test_a_layer(images):
-    found = first_non_finite(overflowing().train(), images)
-    assert found == "layer2.0.bn2 (BatchNorm2d) is the first layer whose output is not finite"
+    description = first_non_finite(overflowing().train(), images)
+    assert description == "layer2.0.bn2 (BatchNorm2d) is the first layer whose output is not finite"
 
 
 def test_an_operation_between_layers(network, images):
@@ -80,7 +80,7 @@ def test_a_compiled_network(images):
 def test_a_job_names_step_images_and_layer(tmp_path):
     more = ["model.name=tests_overflowing", "model.kwargs={}", "baseline.epochs=1", "data.batch_size=64"]
     sampler = EpochSampler(1437, 64)
-    shown = ", ".join(str(index) for index in sampler.batch(0, 0)[:8])
-    wanted = rf"train 1/1: the loss is nan at step 1 \(training images {shown}, …\): layer2.0.bn2 \(BatchNorm2d\) is"
-    with pytest.raises(NonFiniteLossError, match=wanted):
+    indices = ", ".join(str(index) for index in sampler.batch(0, 0)[:8])
+    message = rf"train 1/1: the loss is nan at step 1 \(training images {indices}, …\): layer2.0.bn2 \(BatchNorm2d\) is"
+    with pytest.raises(NonFiniteLossError, match=message):
         run(load_recipe(finetune.QUICKSTART, [f"output={tmp_path}", *more]))

@@ -28,8 +28,8 @@ def drawn(tmp_path, monkeypatch):
 
 
 def line(axes, label):
-    (found,) = (each for each in axes.lines if each.get_label() == label)
-    return found
+    (matching,) = (artist for artist in axes.lines if artist.get_label() == label)
+    return matching
 
 
 def test_a_fine_tuning_begins_with_epoch_0(drawn):
@@ -41,7 +41,7 @@ def test_a_fine_tuning_begins_with_epoch_0(drawn):
 
 
 def test_each_network_has_one_colour_and_lines_that_of_theirs(drawn):
-    colours = {str(each.get_label()): each.get_color() for each in drawn.lines}
+    colours = {str(artist.get_label()): artist.get_color() for artist in drawn.lines}
     assert len(set(COLOURS.values())) == len(COLOURS)
     assert colours["converted"] == COLOURS["converted"]
     assert colours["control"] == COLOURS["control"]

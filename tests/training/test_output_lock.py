@@ -29,10 +29,10 @@ def hold(folder, connection):
 def holder(tmp_path):
     """Another process with the lock."""
     context = multiprocessing.get_context("fork")
-    here, there = context.Pipe()
-    process = context.Process(target=hold, args=(tmp_path, there))
+    parent_end, child_end = context.Pipe()
+    process = context.Process(target=hold, args=(tmp_path, child_end))
     process.start()
-    assert here.recv() == "locked"
+    assert parent_end.recv() == "locked"
     yield process
     process.kill()
     process.join()

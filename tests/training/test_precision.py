@@ -22,13 +22,13 @@ def test_auto_is_what_the_processor_computes_in(native):
 
 @CPU
 def test_bf16_by_name_is_obeyed_with_a_warning_where_it_is_slow(native):
-    with warnings.catch_warnings(record=True) as seen:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert precision_here("bf16") == "bf16"
-    assert [str(w.message).startswith("precision=bf16: as far as torch knows") for w in seen] == [True] * (not native)
+    assert [str(w.message).startswith("precision=bf16: as far as torch knows") for w in caught] == [True] * (not native)
 
 
 def test_this_machine():
-    asked = [precision_here(name) for name in ("no", "fp16", "auto")]
-    assert asked[:2] == ["no", "fp16"]
-    assert asked[2] in ("no", "fp16", "bf16")
+    precisions = [precision_here(name) for name in ("no", "fp16", "auto")]
+    assert precisions[:2] == ["no", "fp16"]
+    assert precisions[2] in ("no", "fp16", "bf16")

@@ -56,14 +56,16 @@ def checkpoint(path, classes=10):
     ids=lambda value: str(value)[:50],
 )
 def test_refused_before_anything_starts(settings, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("surgery.training.job.train", lambda *given, **more: pytest.fail("a training has begun"))
+    monkeypatch.setattr(
+        "surgery.training.job_stages.train", lambda *arguments, **more: pytest.fail("a training has begun")
+    )
     (tmp_path / "file").write_text("")
-    given = [
+    overrides = [
         f"output={tmp_path / 'out'}",
         *SMALL,
         *(text.replace("{file}", str(tmp_path / "file")) for text in settings),
     ]
-    for how in (["--dry-run", *given], given):
+    for how in (["--dry-run", *overrides], overrides):
         AcceleratorState._reset_state(reset_partial_state=True)
         assert finetune.main(how) == 2
         error = capsys.readouterr().err
@@ -75,9 +77,9 @@ def test_refused_before_anything_starts(settings, message, tmp_path, monkeypatch
 @pytest.mark.parametrize("key", ["ema_decay=0.9", "block_weight=1.0", "keep_best=true"])
 def test_what_needs_whole_weights_is_refused_where_they_are_sharded(tmp_path, monkeypatch, capsys, key):
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
-    given = [*SMALL, f"output={tmp_path / 'out'}", "finetune.distill_weight=0", "finetune.block_weight=0"]
+    overrides = [*SMALL, f"output={tmp_path / 'out'}", "finetune.distill_weight=0", "finetune.block_weight=0"]
     for how in (["--dry-run"], []):
-        assert finetune.main([*how, *given, f"finetune.{key}"]) == 2
+        assert finetune.main([*how, *overrides, f"finetune.{key}"]) == 2
         assert "not with FSDP" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -108,8 +110,8 @@ def test_a_users_classes_from_a_plain_file_of_weights(tmp_path, capsys):
 
 
 def test_a_checkpoint_is_trained_further_where_the_baseline_has_epochs(tmp_path):
-    given = [f"output={tmp_path}", *SMALL, f"model.checkpoint={checkpoint(tmp_path)}", "model.kwargs={}"]
-    run(load_recipe(finetune.QUICKSTART, [*given, "finetune.epochs=0"]))
+    overrides = [f"output={tmp_path}", *SMALL, f"model.checkpoint={checkpoint(tmp_path)}", "model.kwargs={}"]
+    run(load_recipe(finetune.QUICKSTART, [*overrides, "finetune.epochs=0"]))
     before, after = (surgery.load(tmp_path / f"{name}.safetensors") for name in ("w", "baseline"))
     assert not torch.equal(before.conv1.weight, after.conv1.weight)
 
@@ -118,6 +120,6 @@ def test_a_checkpoint_that_is_no_better_than_chance_is_a_loud_warning(tmp_path):
     model = surgery.load(checkpoint(tmp_path))
     torch.nn.init.zeros_(model.fc.weight)  # the same class for every image
     surgery.save(model, tmp_path / "w.safetensors")
-    given = [f"output={tmp_path}", *SMALL, f"model.checkpoint={tmp_path}/w.safetensors", "model.kwargs={}"]
+    overrides = [f"output={tmp_path}", *SMALL, f"model.checkpoint={tmp_path}/w.safetensors", "model.kwargs={}"]
     with pytest.warns(UserWarning, match="is chance for 10 classes.*baseline.epochs=10 trains it first"):
-        run(load_recipe(finetune.QUICKSTART, [*given, "baseline.epochs=0"]))
+        run(load_recipe(finetune.QUICKSTART, [*overrides, "baseline.epochs=0"]))

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 import finetune
 from surgery.training import load_recipe, run
-from surgery.training.data import make_loader
-from surgery.training.data_sets import open_data
+from surgery.training.data_loading import make_loader
+from surgery.training.datasets import open_dataset
 from surgery.training.recipe import DataSettings, RecipeError
 
 SIZE = 12
@@ -67,7 +67,7 @@ def settings(root, **more):
 
 @pytest.mark.parametrize("test", ["val", "test"])
 def test_images_and_labels_in_any_order(tmp_path, test):
-    data = open_data(settings(write(tmp_path, test)))
+    data = open_dataset(settings(write(tmp_path, test)))
     assert (len(data.train), len(data.test), data.classes, data.names) == (12, 6, 3, ())
     for index in (11, 0, 6, 5, 0):
         image, label = data.train[index]
@@ -76,7 +76,7 @@ def test_images_and_labels_in_any_order(tmp_path, test):
     assert data.test[1][1] == 13 % 3
     data.test.transform = lambda image: image.size
     assert data.test[0] == ((SIZE, SIZE), 0)
-    assert open_data(settings(tmp_path, classes=7)).classes == 7
+    assert open_dataset(settings(tmp_path, classes=7)).classes == 7
 
 
 def test_all_kinds_of_images_and_names(tmp_path):
@@ -87,7 +87,7 @@ def test_all_kinds_of_images_and_names(tmp_path):
     members += [("b/x.json", b"{}"), ("c.d/y.cls", b"2"), ("c.d/y.webp", webp), ("._y.webp", b"no")]
     for part in ("train", "val"):
         write_tar(tmp_path / part / "0.tar", members)
-    data = open_data(settings(tmp_path))
+    data = open_dataset(settings(tmp_path))
     assert [data.train[n][1] for n in range(len(data.train))] == [0, 1, 2]
     assert {data.train[n][0].mode for n in range(3)} == {"RGB"}
 
@@ -104,7 +104,7 @@ def same(one, two):
 
 
 def test_the_same_batches_from_any_number_of_workers(tmp_path):
-    data = open_data(settings(write(tmp_path)))
+    data = open_dataset(settings(write(tmp_path)))
     data.train[0]  # leaves a file open that the workers must not share
     alone, helped = (
         batches(
@@ -117,7 +117,7 @@ def test_the_same_batches_from_any_number_of_workers(tmp_path):
 
 
 def test_open_files_are_not_pickled(tmp_path):
-    data = open_data(settings(write(tmp_path)))
+    data = open_dataset(settings(write(tmp_path)))
     data.train[0]
     again = copy.deepcopy(data.train)  # as pickling, it asks __reduce__
     assert again._reader._file is None
@@ -125,7 +125,7 @@ def test_open_files_are_not_pickled(tmp_path):
 
 
 def test_a_forked_process_opens_the_file_anew(tmp_path, monkeypatch):
-    train = open_data(settings(write(tmp_path))).train
+    train = open_dataset(settings(write(tmp_path))).train
     first, _ = train[0], train[1]
     file = train._reader._file
     assert train[0][1] == first[1]
@@ -137,7 +137,7 @@ def test_a_forked_process_opens_the_file_anew(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_workers_that_are_spawned(tmp_path):
-    data = open_data(settings(write(tmp_path)))
+    data = open_dataset(settings(write(tmp_path)))
     data.train[0]
     data.train.transform = np.array
     alone, spawned = (
@@ -162,7 +162,7 @@ def test_a_damaged_image_is_named(tmp_path):
     good = png(0)
     for number, bad in enumerate((b"no", good[:-30], good.replace(b"IDAT", b"IDBT"))):
         write_tar(tmp_path / "val/000.tar", [*sample(1, 0), ("bad.png", bad), ("bad.cls", b"1")])
-        data = open_data(settings(tmp_path))
+        data = open_dataset(settings(tmp_path))
         with pytest.raises(ValueError, match=r"val.000\.tar: bad\.png: the image is no image that can be read"):
             data.test[1]
         assert data.test[0][1] == 0, number
@@ -220,19 +220,19 @@ TAR, GOOD = "train/001.tar", b"7"
 def test_shards_that_will_not_do(tmp_path, change, message):
     change(write(tmp_path))
     with pytest.raises(RecipeError, match=message):
-        open_data(settings(tmp_path))
+        open_dataset(settings(tmp_path))
 
 
 def test_more_classes_in_training_than_given(tmp_path):
     with pytest.raises(RecipeError, match=r"train.000\.tar: 0002\.png has label 2, but data\.classes=2"):
-        open_data(settings(write(tmp_path), classes=2))
+        open_dataset(settings(write(tmp_path), classes=2))
 
 
 def test_no_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("SURGERY_DATA", raising=False)
     with pytest.raises(RecipeError, match=r"data\.root=.*nothing is no folder"):
-        open_data(settings(tmp_path / "nothing"))
+        open_dataset(settings(tmp_path / "nothing"))
     with pytest.raises(RecipeError, match=r"set data\.root, or SURGERY_DATA"):
-        open_data(DataSettings(name="shards"))
+        open_dataset(DataSettings(name="shards"))
     monkeypatch.setenv("SURGERY_DATA", str(write(tmp_path)))
-    assert len(open_data(DataSettings(name="shards")).train) == 12
+    assert len(open_dataset(DataSettings(name="shards")).train) == 12

@@ -13,12 +13,12 @@ from surgery.training.stopping import Stopped, stop_requests
 @pytest.fixture(autouse=True)
 def _default_handlers():
     """As a program has them that no shell started in the background; afterwards they are back."""
-    before = [(each, signal.getsignal(each)) for each in (signal.SIGINT, signal.SIGTERM)]
+    before = [(signum, signal.getsignal(signum)) for signum in (signal.SIGINT, signal.SIGTERM)]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     yield
-    for each, handler in before:
-        signal.signal(each, handler)
+    for signum, handler in before:
+        signal.signal(signum, handler)
 
 
 def send(signum):
@@ -43,7 +43,7 @@ def test_kept_within_a_training_until_it_looks():
         with pytest.raises(Stopped, match="stopped by SIGTERM"), stop.deferred(False):
             pytest.fail("what was kept is raised where signals are not kept")
         with pytest.raises(Stopped, match="the state at step 3 is written"):
-            stop.raise_kept("step 3")
+            stop.raise_deferred("step 3")
 
 
 def test_a_second_ctrl_c_does_not_wait(monkeypatch):

@@ -51,8 +51,8 @@ def test_log_and_tensorboard_after_a_resume(tmp_path, monkeypatch):
     events = EventAccumulator(str(resumed)).Reload()
     for key in ("epoch", "loss", "lr", "accuracy"):
         assert f"baseline/{key}" in events.Tags()["scalars"]
-    seen = [(event.step, event.value) for event in events.Scalars("finetune/loss")]
-    assert seen == [(3 + n, pytest.approx(row["loss"])) for n, row in enumerate(curves["converted"][0])]
+    logged = [(event.step, event.value) for event in events.Scalars("finetune/loss")]
+    assert logged == [(3 + n, pytest.approx(row["loss"])) for n, row in enumerate(curves["converted"][0])]
 
 
 def test_a_tracker_that_cannot_start(tmp_path, capsys):

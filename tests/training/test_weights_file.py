@@ -42,18 +42,18 @@ FORMS = {
 @pytest.mark.parametrize("name", FORMS)
 def test_files_as_they_are_found(name, tmp_path):
     torch.manual_seed(0)
-    given, _ = network(7)
-    FORMS[name](given.state_dict(), tmp_path / name)
+    saved, _ = network(7)
+    FORMS[name](saved.state_dict(), tmp_path / name)
     torch.manual_seed(1)
     model, source = network(3)
     before = model.fc.weight.clone()
     assert load_weights(model, source, 3, str(tmp_path / name)).new == ("fc.weight", "fc.bias")
     assert torch.equal(model.fc.weight, before)
-    assert torch.allclose(model.layer3[0].conv2.weight, given.layer3[0].conv2.weight, atol=1e-3)
-    assert torch.allclose(model.layer3[0].bn2.running_var, given.layer3[0].bn2.running_var, atol=1e-3)
+    assert torch.allclose(model.layer3[0].conv2.weight, saved.layer3[0].conv2.weight, atol=1e-3)
+    assert torch.allclose(model.layer3[0].bn2.running_var, saved.layer3[0].bn2.running_var, atol=1e-3)
     same, source = network(7)
     assert load_weights(same, source, 7, str(tmp_path / name)).new == ()
-    assert torch.allclose(same.fc.weight, given.fc.weight, atol=1e-3)
+    assert torch.allclose(same.fc.weight, saved.fc.weight, atol=1e-3)
 
 
 def test_without_a_head(tmp_path):

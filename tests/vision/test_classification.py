@@ -11,11 +11,11 @@ from surgery.vision.preprocessing import Preprocessing
 NAMES = ("ant", "bee", "cat")
 
 
-def photographs(folder, names=NAMES, each=3):
+def photographs(folder, names=NAMES, per_class=3):
     generator = np.random.default_rng(0)
     for name in names:
         (folder / name).mkdir(parents=True)
-        for index in range(each):
+        for index in range(per_class):
             pixels = generator.integers(0, 255, (40, 50, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{index}.png")
     return folder
@@ -31,9 +31,9 @@ def classifier(names=(), outputs=3):
 def test_accuracy_is_that_of_predictions_one_by_one(tmp_path):
     folder, model = photographs(tmp_path / "x"), classifier(NAMES).train()
     paths = sorted(folder.rglob("*.png"))
-    found = predict(model, paths, top=2)
-    assert all(each.probabilities[0] >= each.probabilities[1] for each in found)
-    right = [path.parent.name == each.classes[0] for path, each in zip(paths, found, strict=True)]
+    predictions = predict(model, paths, top=2)
+    assert all(prediction.probabilities[0] >= prediction.probabilities[1] for prediction in predictions)
+    right = [path.parent.name == prediction.classes[0] for path, prediction in zip(paths, predictions, strict=True)]
     accuracy = evaluate(model, folder, batch_size=4, progress=False)
     assert accuracy.images == 9
     assert model.training
@@ -80,7 +80,7 @@ class Pair(torch.nn.Module):
 
 
 def test_networks_in_float64_and_of_two_inputs(tmp_path):
-    photographs(tmp_path, each=1)
+    photographs(tmp_path, per_class=1)
     image = tmp_path / "ant" / "0.png"
     model = timm.create_model("test_resnet", num_classes=3).double()
     assert len(predict(model, [image])[0].classes) == 3

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import surgery
-from surgery.__main__ import main
+from surgery.cli.main import main
 from surgery.vision.image_files import check_header, open_image
 from surgery.vision.preprocessing import Preprocessing
 

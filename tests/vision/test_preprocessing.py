@@ -23,9 +23,13 @@ def file(tmp_path_factory):
 
 def test_what_timm_says_unless_the_model_remembers(tmp_path):
     model = timm.create_model("resnet26", num_classes=2)
-    found = preprocessing_of(model)
+    preprocessing = preprocessing_of(model)
     config = model.pretrained_cfg
-    assert (found.mean, found.std, found.crop_pct) == (config["mean"], config["std"], config["crop_pct"])
+    assert (preprocessing.mean, preprocessing.std, preprocessing.crop_pct) == (
+        config["mean"],
+        config["std"],
+        config["crop_pct"],
+    )
     assert preprocessing_of(model, (3, 64, 48)).size == (3, 64, 48)
     surgery.save(model, tmp_path / "m.safetensors", preprocessing=OWN)
     loaded = surgery.load(tmp_path / "m.safetensors")

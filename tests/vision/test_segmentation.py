@@ -51,17 +51,17 @@ def street(folder, count=3, size=(20, 30)):
 def test_windows_and_mirror_images_cover_every_pixel(height, width, window, overlap, flip):
     model, images = pixelwise(), torch.randn(2, 3, height, width)
     with torch.no_grad():
-        found = segment(model, images, View(window, overlap, flip))
-        torch.testing.assert_close(found, model(images).softmax(1), atol=1e-6, rtol=0)
+        result = segment(model, images, View(window, overlap, flip))
+        torch.testing.assert_close(result, model(images).softmax(1), atol=1e-6, rtol=0)
 
 
 def test_windows_hide_what_is_far(tmp_path):
     """A model that gives every pixel the mean of all sees only a window's."""
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Upsample((4, 4)))
     images = torch.cat([torch.zeros(1, 2, 4, 4), torch.tensor([5.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 4, 4)], 3)
-    found = segment(model, images, View(window=4, overlap=0.0))
-    torch.testing.assert_close(found[0, 0, :, :4], torch.full((4, 4), 0.5))
-    assert (found[0, 0, :, 4:] > 0.99).all()
+    probabilities = segment(model, images, View(window=4, overlap=0.0))
+    torch.testing.assert_close(probabilities[0, 0, :, :4], torch.full((4, 4), 0.5))
+    assert (probabilities[0, 0, :, 4:] > 0.99).all()
 
 
 def test_mean_iou_is_that_of_torchmetrics():
@@ -90,11 +90,11 @@ def test_over_a_folder(tmp_path):
     with torch.no_grad():
         model.conv.weight.copy_(10 * torch.eye(3).view(3, 3, 1, 1))
         model.conv.bias.zero_()
-    for place in (folder, tmp_path):
-        found = evaluate(model, place, progress=False)
-        assert (found.mean, found.images, list(found.classes)) == (100.0, 3, list(NAMES))
+    for root in (folder, tmp_path):
+        result = evaluate(model, root, progress=False)
+        assert (result.mean, result.images, list(result.classes)) == (100.0, 3, list(NAMES))
     assert model.training
-    assert "mIoU 100.00 % of 3 images" in str(found)
+    assert "mIoU 100.00 % of 3 images" in str(result)
 
 
 def test_masks_hold_classes_in_colours(tmp_path):

@@ -1,5 +1,6 @@
 """The PiX layer: a squeeze 1×1 convolution's weights, applied to the pooled descriptor (PiX Eq. 1-3)."""
 
+import copy
 import math
 
 import torch
@@ -8,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from surgery.core.errors import check_choice
+from surgery.core.norm_folding import norm_folded
 from surgery.core.surgery_layer import OpCost, SurgeryLayer
 from surgery.graph.kinds import STANDARDISED
+from surgery.methods.pix.lowering import ComposedPiX
 from surgery.methods.pix.ops import pix, pix_fuse, reference
 from surgery.methods.pix.ops.shapes import check_stride
 
@@ -190,6 +193,22 @@ class PiX(SurgeryLayer):
         if self.fusion != "threshold" or self.operator != "max+avg" or not 0 < self.tau < 1:
             return -16 * SPREAD
         return math.log(self.tau / (1 - self.tau)) / (1 if self.activation == "sigmoid" else 2)
+
+    def folded(self) -> "PiX | None":
+        """A copy with its weight standardised once and for all, and the predictor's norm in the predictor."""
+        if self.standardize is None and self.predictor_norm is None:
+            return None
+        layer = copy.deepcopy(self)
+        layer.weight = nn.Parameter(self.effective_weight().detach())
+        layer.standardize, layer.gain = None, None
+        if layer.predictor_norm is not None:
+            layer.weight, layer.bias = norm_folded(layer.weight, layer.bias, layer.predictor_norm)
+            layer.predictor_norm = None
+        return layer
+
+    def lowered(self) -> ComposedPiX:
+        """Reductions, a convolution and a choice between them."""
+        return ComposedPiX(self)
 
     def cost(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> OpCost:
         """PiX supplement D.4 (with C.6's ζ − 1): pooling, predictor, activation, fusion on the strided grid."""

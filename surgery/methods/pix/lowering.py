@@ -1,25 +1,28 @@
-"""PiX layers as plain operators that every exporter knows, for a copy of the model that is only exported.
+"""A PiX layer as plain operators that every exporter knows, for a copy of the model that is only exported.
 
 Which operators is measured (``benchmarks/onnx_pix.py``): a contiguous subset is a run in memory, where a reduction over
 a reshaped axis is cheapest; a strided one is not, and becomes whole chunks of channels, compared and added elementwise.
 """
 
 import functools
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from surgery.methods.pix.layer import PiX
 from surgery.methods.pix.ops import reference
+
+if TYPE_CHECKING:
+    from surgery.methods.pix.layer import PiX
 
 HALF = (torch.float16, torch.bfloat16)
 
 
 class ComposedPiX(nn.Module):
-    """What a :class:`surgery.layers.PiX` computes in eval mode, its weight standardised once and for all."""
+    """What a :class:`surgery.methods.pix.PiX` computes in eval mode, its weight standardised once and for all."""
 
-    def __init__(self, pix: PiX) -> None:
+    def __init__(self, pix: "PiX") -> None:
         super().__init__()
         self.subsets, self.stride, self.grouping = pix.out_channels, (pix.stride[0], pix.stride[1]), pix.grouping
         self.tau, self.fusion, self.operator, self.activation = pix.tau, pix.fusion, pix.operator, pix.activation
@@ -63,16 +66,3 @@ class ComposedPiX(nn.Module):
             chunks = x.split(self.subsets, 1)
             return functools.reduce(torch.add, chunks) / len(chunks)
         return reference.subset_mean(*reference.split_subsets(x, self.subsets, self.grouping))
-
-
-def compose(model: nn.Module) -> nn.Module:
-    """The model with every PiX replaced, in place (the result, for a model that is a PiX itself)."""
-    if isinstance(model, PiX):
-        return ComposedPiX(model).eval()
-    made: dict[PiX, ComposedPiX] = {}
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        if isinstance(module, PiX):
-            if module not in made:
-                made[module] = ComposedPiX(module)
-            model.set_submodule(name, made[module])
-    return model.eval()

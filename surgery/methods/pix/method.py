@@ -5,8 +5,10 @@ Modes (PiX supplement A): ``squeeze`` replaces the head of a bottleneck, or the 
 """
 
 import dataclasses
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, ClassVar
 
 from torch import nn
@@ -96,6 +98,7 @@ class PiXMethod:
     """See the module."""
 
     name: ClassVar[str] = "pix"
+    default: ClassVar[bool] = True
     Config: ClassVar[type] = PiXConfig
     evidence: ClassVar[Kind] = "none"
     changes: ClassVar[str] = "a squeeze convolution works on the pooled map and picks or mixes its input channels"
@@ -111,6 +114,11 @@ class PiXMethod:
     ) -> tuple[str, ...]:
         """What a reader should know of the plan."""
         return squeeze_plan_notes(graph, config, config.layer(), decisions, skipped)
+
+    @property
+    def operator_benchmark(self) -> ModuleType:
+        """What ``bench --op`` times; imported when asked for, since benchmarks stand above methods."""
+        return importlib.import_module("surgery.methods.pix.operator_benchmark")
 
     def match(self, plan: Plan, model: nn.Module, inside: bool) -> None:
         """Bring channels, in place, into an order in which neighbours agree."""

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from timm.layers import ScaledStdConv2d, StdConv2d
@@ -6,6 +8,7 @@ from torch import nn
 from surgery.methods.pix.layer import PiX
 from surgery.methods.pix.ops import reference
 from tests.methods.pix.ops.loop_pix import loop_pix
+from tests.small_models import with_statistics
 
 
 def test_takes_over_the_parameters_of_a_convolution():
@@ -147,3 +150,24 @@ def test_a_stride_that_cannot_be_is_named(stride):
 def test_widths_that_cannot_be_are_named(widths):
     with pytest.raises(ValueError, match="in_channels=.*, out_channels=.* are needed"):
         PiX(*widths)
+
+
+@pytest.mark.parametrize("options", [{"predictor_norm": True}, {"standardize": (1e-5, 0.5)}])
+@torch.no_grad()
+def test_folded_for_inference(options):
+    layer = with_statistics(PiX(8, 4, **options)).eval()
+    state = copy.deepcopy(layer.state_dict())
+    folded, x = layer.folded(), torch.randn(2, 8, 5, 5)
+    torch.testing.assert_close(folded(x), layer(x))
+    assert folded.predictor_norm is None
+    assert folded.standardize is None
+    assert folded.folded() is None
+    assert all(torch.equal(value, state[name]) for name, value in layer.state_dict().items())
+
+
+@torch.no_grad()
+def test_lowered_for_exporters():
+    layer = PiX(8, 4, standardize=(1e-5, 0.5)).eval()
+    lowered, x = layer.lowered(), torch.randn(2, 8, 5, 5)
+    torch.testing.assert_close(lowered(x), layer(x))
+    assert not any(isinstance(module, PiX) for module in lowered.modules())

@@ -1,0 +1,69 @@
+"""``convert``: a model, converted and calibrated where that is asked for, in one safetensors file."""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import Tensor, nn
+
+import surgery
+from surgery.calibration.folder import folder_batches
+from surgery.cli.model_options import add_model_options, build_model, warn_of_random_weights
+from surgery.cli.surgery_options import add_surgery_options, surgery_arguments
+from surgery.core.extras import check_extra
+from surgery.core.table import si, table
+
+
+def add_convert(command: argparse.ArgumentParser) -> None:
+    """The options of ``convert``."""
+    add_model_options(command)
+    add_surgery_options(command)
+    command.add_argument("--out", required=True, metavar="FILE", help="the safetensors file to write")
+    images = command.add_mutually_exclusive_group()
+    images.add_argument(
+        "--calibrate",
+        metavar="FOLDER",
+        help="recover accuracy with the images below this folder (labels are not needed)",
+    )
+    images.add_argument(
+        "--synthetic", action="store_true", help="the same without images: some are made from the model's BatchNorms"
+    )
+    command.add_argument(
+        "--calibration-images", type=int, metavar="N", help="how many (default: 1024 of a folder, 256 synthetic ones)"
+    )
+    command.set_defaults(run=_convert)
+
+
+def _convert(args: argparse.Namespace) -> str:
+    model = build_model(args)
+    before = surgery.cost(model, args.input_size)
+    converted = surgery.convert(
+        model,
+        args.method,
+        inplace=True,
+        strict=True,
+        calibrate=_calibration_images(args, model),
+        **surgery_arguments(args),
+    )
+    warn_of_random_weights(args, model, "and so are those of the file")
+    after = surgery.cost(converted, args.input_size)
+    surgery.save(converted, args.out, input_size=args.input_size)
+    rows = [
+        (name, si(cost.macs), si(cost.params), si(cost.memory, "B"))
+        for name, cost in (("before", before), ("after", after))
+    ]
+    size = si(Path(args.out).stat().st_size, "B")
+    return f"{table(('', 'MACs', 'params', 'memory written'), rows, right=(1, 2, 3))}\nwrote {args.out} ({size})"
+
+
+def _calibration_images(args: argparse.Namespace, model: nn.Module) -> Iterable[Tensor] | None:
+    """What to calibrate with; None also where there is nothing to convert, before minutes go into images."""
+    if not args.calibrate and not args.synthetic:
+        return None
+    check_extra("calibrate", "--calibrate" if args.calibrate else "--synthetic")
+    if not surgery.plan(model, args.method, **surgery_arguments(args)).decisions:
+        return None
+    count = args.calibration_images
+    if args.calibrate:
+        return folder_batches(args.calibrate, model, 1024 if count is None else count, args.input_size)
+    return surgery.synthetic_images(model, 256 if count is None else count, input_size=args.input_size)

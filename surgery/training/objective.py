@@ -1,0 +1,60 @@
+"""What a training minimises: timm's task with its optimiser and scheduler."""
+
+from typing import Any, cast
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.task import ClassificationTask
+from torch import nn
+
+from surgery.training.block_distillation import distillation_options
+from surgery.training.recipe import RecipeError, TrainSettings
+from surgery.training.training_spec import TrainingSpec
+
+
+def prepare_objective(spec: TrainingSpec, student: nn.Module) -> tuple[Any, torch.optim.Optimizer]:
+    """The loss, with its network and optimiser, wrapped for as many processes as there are."""
+    accelerator, settings, task, teacher = spec.accelerator, spec.settings, spec.task, spec.teacher
+    optimizer = make_optimizer(student, settings)
+    objective: Any
+    criterion = task.criterion(settings)
+    if teacher is None or not settings.distills:
+        objective = ClassificationTask(student, criterion, device=accelerator.device, verbose=False)
+    else:
+        teacher = accelerator.prepare_model(teacher.eval().requires_grad_(False), evaluation_mode=True)
+        options = distillation_options(settings, accelerator)
+        objective = task.distillation(student, teacher, blocks=spec.blocks, criterion=criterion, **options)
+    if settings.ema_decay:
+        objective.setup_ema(decay=settings.ema_decay, use_warmup=True)
+    objective.trainable_module, optimizer = accelerator.prepare(student, optimizer)
+    return objective, optimizer
+
+
+def make_optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    """timm's optimiser; raises RecipeError where it cannot be made here."""
+    try:
+        return create_optimizer_v2(
+            network,
+            opt=settings.optimizer,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            momentum=0.9,
+            filter_bias_and_bn=not settings.decay_all,
+        )
+    except (AssertionError, ImportError, TypeError, ValueError) as error:  # of a GPU or a package that is lacking
+        raise RecipeError(f"optimizer={settings.optimizer!r}, lr={settings.lr}: {error}") from error
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings, steps: int) -> Any:
+    """timm's scheduler, for so many steps an epoch."""
+    return create_scheduler_v2(
+        optimizer,
+        settings.scheduler,
+        num_epochs=settings.epochs,
+        decay_rate=settings.power if settings.scheduler == "poly" else 0.1,
+        warmup_epochs=cast(Any, settings.warmup_epochs),  # parts of one too: it counts updates
+        warmup_lr=settings.lr / 100,
+        step_on_epochs=False,
+        updates_per_epoch=steps,
+    )[0]
