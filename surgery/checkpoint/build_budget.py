@@ -25,8 +25,10 @@ FLOOR = 16_000 * CALL  # what the smallest file may ask for, under a second; tim
 PER_TENSOR = 24 * CALL  # timm's networks take at most eleven calls for each tensor
 PYTHON_EVENT = 16  # units of a call of a function, in Python or in C, and of its return (some 0.1 µs each)
 REGISTERED = 4_000  # parameters and buffers that may be registered besides those in the file: features_only leaves
-REGISTERED_PER_TENSOR = 1.5  # most of a network away after it is built; and edits take away norms, layers, heads
-PER_ELEMENT = 128  # building writes a weight several times, what an edit cuts away too, and lists positions of windows
+REGISTERED_PER_TENSOR = 1.5  # most of a network away after it is built; and surgery takes away norms, layers, heads
+PER_ELEMENT = (
+    128  # building writes a weight several times, what a transform cuts away too, and lists positions of windows
+)
 LARGEST = 2**17  # numbers up to this may stand in any file
 
 

@@ -47,11 +47,11 @@ def parse_manifest(text: str, tensors: int = 0) -> Manifest:
     if len(text) > longest:
         raise CheckpointError(f"a manifest of {len(text)} characters; at most {longest} fit {tensors} tensors")
     content = _json(text)
-    _check_schema(content)
+    schema = _checked_schema(content)
     try:
         content = migrated(content, SCHEMA)
     except ValueError as error:
-        raise CheckpointError(f"manifest {error}") from error
+        raise CheckpointError(f"manifest {error!s:.1000}") from error
     required = {"schema", *_READERS} - {"preprocessing"}
     if not required <= set(content) or not set(content) <= required | {"preprocessing"}:
         raise CheckpointError(
@@ -59,12 +59,13 @@ def parse_manifest(text: str, tensors: int = 0) -> Manifest:
             f"{list(content)!r:.200}"
         )
     values = {}
+    origin = "" if schema == SCHEMA else f" (rewritten from schema {schema})"
     for key, read in _READERS.items():
         if key in content:
             try:
                 values[key] = read(content[key])
             except (ValueError, SourceError) as error:
-                raise CheckpointError(f"manifest {key}: {error}") from error
+                raise CheckpointError(f"manifest {key}{origin}: {error!s:.1000}") from error
     return Manifest(content, **values)
 
 
@@ -97,7 +98,7 @@ def _finite_number(text: str) -> float:
     return value if math.isfinite(value) else _not_a_number(text)
 
 
-def _check_schema(content: Any) -> None:
+def _checked_schema(content: Any) -> int:
     if not isinstance(content, dict):
         raise CheckpointError(f"manifest {content!r:.80}: an object of schema {SCHEMA} is needed")
     schema = content.get("schema")
@@ -105,6 +106,7 @@ def _check_schema(content: Any) -> None:
         raise CheckpointError(f"schema {schema:.6g}; this version reads up to {SCHEMA}: upgrade surgery")
     if type(schema) is not int or schema < 1:
         raise CheckpointError(f"manifest schema={schema!r:.80}: a number from 1 to {SCHEMA} is needed")
+    return schema
 
 
 def _source(value: Any) -> Source:

@@ -3,6 +3,9 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from surgery.core.errors import is_whole
+
+_KEYS = ("schema", "source", "edits", "aliases", "versions")
 _EDIT_KEYS = {"method": str, "site": str, "role": str, "channels": list, "arguments": dict, "note": str}
 _PIX_OPTIONS = ("tau", "fusion", "operator", "activation", "predictor_norm", "norm", "grouping")
 
@@ -20,9 +23,11 @@ def migrated(content: dict[str, Any], schema: int) -> dict[str, Any]:
 
 def _from_1(content: dict[str, Any]) -> dict[str, Any]:
     """Schema 1 had ``edits`` by methods with arguments; schema 2 has ``transforms`` with a type and a version."""
-    edits = content.get("edits")
+    if not set(_KEYS) <= set(content) <= {*_KEYS, "preprocessing"}:
+        raise ValueError(f"of schema 1 has {', '.join(_KEYS)} and may have preprocessing; found {list(content)!r:.200}")
+    edits = content["edits"]
     if not isinstance(edits, list):
-        raise ValueError(f"edits: {edits!r:.80}; a list of edits is needed")
+        raise ValueError(f"edits: it is {edits!r:.80}; a list of edits is needed")
     transforms: list[dict[str, Any]] = []
     for index, edit in enumerate(edits):
         try:
@@ -41,6 +46,9 @@ def _transforms_of(edit: Any) -> Iterator[dict[str, Any]]:
     for key, kind in _EDIT_KEYS.items():
         if not isinstance(edit[key], kind):
             raise ValueError(f"edit {key}={edit[key]!r:.80}: {kind.__name__} is needed")
+    channels = edit["channels"]
+    if len(channels) != 2 or not all(is_whole(width, 0) for width in channels):  # zeros where there is no convolution
+        raise ValueError(f"edit channels={channels!r:.80}: two whole numbers, [in, out], are needed")
     convert = _EDITS.get(edit["method"])
     if convert is None:
         raise ValueError(f"method {edit['method']!r:.80}: of schema 1, one of {', '.join(_EDITS)} is needed")
@@ -48,19 +56,19 @@ def _transforms_of(edit: Any) -> Iterator[dict[str, Any]]:
 
 
 def _narrow(edit: dict[str, Any], arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield {"type": "narrow@1", "widths": _only(arguments, "widths")}
+    yield {"type": "narrow@1", "widths": _only("narrow", arguments, "widths")}
 
 
 def _match(edit: dict[str, Any], arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
     inside = edit["note"].startswith("channels reordered inside")
-    yield {"type": "reorder@1", "order": _only(arguments, "order"), "inside": inside}
+    yield {"type": "reorder@1", "order": _only("match", arguments, "order"), "inside": inside}
 
 
 def _squeeze_conv(edit: dict[str, Any], arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if set(arguments) == {"pool_head"}:
         yield _pooled_head(arguments)
     else:
-        yield _inserted(edit, _only(arguments, "squeezed"), {})
+        yield _inserted(edit, _only("squeeze-conv", arguments, "squeezed", "squeezed, or pool_head"), {})
 
 
 def _pix(edit: dict[str, Any], arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -98,9 +106,10 @@ def _inserted(edit: dict[str, Any], squeezed: Any, options: dict[str, Any]) -> d
     return {"type": "insert_before@1", **site, "squeezed": squeezed, "options": options}
 
 
-def _only(arguments: dict[str, Any], name: str) -> Any:
+def _only(method: str, arguments: dict[str, Any], name: str, accepted: str = "") -> Any:
+    """The one argument there may be; ``accepted`` says what else there might have been."""
     if set(arguments) != {name}:
-        raise ValueError(f"the arguments {list(arguments)!r:.200}; it takes {name}")
+        raise ValueError(f"edit of {method!r} has the arguments {list(arguments)!r:.200}; it takes {accepted or name}")
     return arguments[name]
 
 

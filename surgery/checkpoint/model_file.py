@@ -66,17 +66,33 @@ def save(
     content: dict[str, Any] = {
         "schema": SCHEMA,
         "source": asdict(found),
-        "transforms": [transform.to_json() for transform in history(model)],
+        "transforms": _transforms(model),
         "aliases": aliases,
         "versions": {name: version(name) for name in ("surgery", "torch", "torchvision", "timm")},
     }
     preprocessing = preprocessing or getattr(model, PREPROCESSING, None)
     if preprocessing is not None:
         content["preprocessing"] = preprocessing.to_json()
-    manifest = json.dumps(content, sort_keys=True)
-    parse_manifest(manifest, len(tensors))  # what is written can be read
+    manifest = _checked_text(content, len(tensors))
     metadata = {"format": "pt", "surgery": manifest, "sha256": _digest(manifest, tensors)}
     write_atomically(path, _ordered(to_bytes(tensors, metadata)))
+
+
+def _transforms(model: nn.Module) -> list[dict[str, Any]]:
+    try:
+        return [transform.to_json() for transform in history(model)]
+    except ValueError as error:
+        raise CheckpointError(f"the model's history cannot be written: {error}") from error
+
+
+def _checked_text(content: dict[str, Any], tensors: int) -> str:
+    """A manifest's text, which can be read; raises CheckpointError where it could not."""
+    try:
+        text = json.dumps(content, sort_keys=True)
+    except (TypeError, ValueError) as error:  # a transform of a user's own may hold anything
+        raise CheckpointError(f"the manifest cannot be written as JSON: {error}") from error
+    parse_manifest(text, tensors)
+    return text
 
 
 def _ordered(content: bytes) -> bytes:
@@ -118,7 +134,15 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Manifest and tensors of a file, both verified against the digest; errors as :func:`load`."""
+    """Manifest and tensors of a file, both verified against the digest.
+
+    Returns:
+        The manifest's JSON in today's schema, whatever schema the file has; and every tensor by name, those that share
+        storage under each of their names.
+
+    Raises:
+        CheckpointError, FileNotFoundError, OSError: as :func:`load`.
+    """
     manifest, tensors = _read(path)
     _add_aliases(path, manifest, tensors)
     return manifest.content, tensors

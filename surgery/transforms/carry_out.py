@@ -25,10 +25,14 @@ def apply(model: nn.Module, transforms: Iterable[Transform], *, choosing: bool =
     """
     accept_original_weights(model)
     kept: KeptOutputs = {}
-    for done in transforms:
-        choice = done.choose(model) if choosing else None
-        done.apply(model, choice)
-        remember(model, done)
-        for name, outputs in done.kept_outputs(choice).items():
-            kept[name] = [kept[name][index] for index in outputs] if name in kept else outputs
+    done: list[Transform] = []
+    try:
+        for transform in transforms:
+            choice = transform.choose(model) if choosing else None
+            transform.apply(model, choice)
+            done.append(transform)
+            for name, outputs in transform.kept_outputs(choice).items():
+                kept[name] = [kept[name][index] for index in outputs] if name in kept else outputs
+    finally:
+        remember(model, *done)  # once: a history that grows by one is copied each time
     return kept

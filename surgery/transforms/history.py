@@ -13,7 +13,7 @@ def history(model: nn.Module) -> tuple[Transform, ...]:
 
 
 def remember(model: nn.Module, *transforms: Transform) -> None:
-    """Write into a model's history what was done."""
+    """Write into a model's history what was done; takes time in proportion to all of it, so many go in one call."""
     setattr(model, HISTORY, (*history(model), *(done.as_stored() for done in transforms)))
 
 

@@ -8,6 +8,9 @@ from typing import Any
 from torch import nn
 
 from surgery.core.errors import check_choice
+from surgery.transforms.transform import plain
+
+LONGEST = 128  # characters of a name
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class LayerKind:
 
     Attributes:
         name: in files.
-        Options: a frozen dataclass of JSON values, which checks them.
+        Options: a frozen dataclass of JSON values, which checks them; a tuple comes as a list.
         replacing: makes the layer that takes a convolution's place, from it and the options.
         inserted: makes the layer in front of a convolution, from its width, the squeezed width and the options.
     """
@@ -55,17 +58,23 @@ def register_layer(kind: LayerKind) -> LayerKind:
 
 def layer_kind(name: str) -> LayerKind:
     """The kind of that name; raises ValueError that lists what there is."""
+    if not isinstance(name, str) or len(name) > LONGEST:
+        raise ValueError(f"layer={name!r:.80}: the name of a kind of layer is needed")
     check_choice("layer", name, _KINDS)
     return _KINDS[name]
 
 
 def checked_options(layer: str, options: Any) -> dict[str, Any]:
-    """All options of a kind of layer, defaults included; raises ValueError for one that is not there or cannot be."""
+    """All options of a kind of layer as JSON values, defaults included.
+
+    Raises:
+        ValueError: for an option that there is not, or a value that cannot be.
+    """
     kind = layer_kind(layer)
     known = [field.name for field in dataclasses.fields(kind.Options)]
     if not isinstance(options, Mapping) or not set(options) <= set(known):
         raise ValueError(f"options={options!r:.120}: of layer {layer!r} there are {', '.join(known) or 'none'}")
     try:
-        return dataclasses.asdict(kind.Options(**options))
+        return {name: plain(value) for name, value in dataclasses.asdict(kind.Options(**options)).items()}
     except TypeError as error:
         raise ValueError(str(error)) from error

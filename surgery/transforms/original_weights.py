@@ -11,7 +11,7 @@ from surgery.transforms.history import history
 
 
 def accept_original_weights(model: nn.Module) -> None:
-    """Let ``model.load_state_dict(original.state_dict())`` work, strictly, for a model that has a history of edits.
+    """Let ``model.load_state_dict(original.state_dict())`` work, strictly, for a model that has a history.
 
     The hook is a plain function that reads the history of whatever module it is called for, so copies and pickles of
     the model, and modules that hold it, load in the same way.
@@ -80,12 +80,12 @@ def _misfits(module: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> I
         for name, tensor in state_dict.items()
         if isinstance(tensor, Tensor) and isinstance(own.get(name), Tensor) and tensor.shape != own[name].shape
     ]
-    resized = [name for transform in history(module) for name in transform.resized()]
+    resized = {name for transform in history(module) for name in transform.resized()}
     caused = [name for name in differing if name.removeprefix(prefix).rpartition(".")[0] in resized]
     if caused:
         first = caused[0]
         yield (
-            f"surgery changed the widths of {len(set(resized))} layers, so {len(caused)} tensors of the original do "
+            f"surgery changed the widths of {len(resized)} layers, so {len(caused)} tensors of the original do "
             f"not fit, such as {first}: {tuple(state_dict[first].shape)} there, {tuple(own[first].shape)} here. "
             "Load this state dict into the original network and convert that with the same arguments"
         )

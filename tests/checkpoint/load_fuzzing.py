@@ -2,8 +2,9 @@
 
     python -m tests.checkpoint.load_fuzzing --files 50000 --jobs 2
 
-Sound files of every kind are changed in one to three places (manifest, tensors, header) and loaded. What is found is
-printed with the number of the file, which makes it again: ``--first N --files 1``. Found is: any exception but
+Sound files of every kind, of today's schema and of schema 1 (``tests/golden``), are changed in one to three places
+(manifest, tensors, header) and loaded. What is found is printed with the number of the file, which makes it again:
+``--first N --files 1``. Found is: any exception but
 CheckpointError, more processor time than a file of this size may take, memory that cannot be had, a socket, a process,
 a file that is opened besides the one (library code aside).
 """
@@ -11,11 +12,14 @@ a file that is opened besides the one (library code aside).
 import argparse
 import contextlib
 import copy
+import dataclasses
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import random
+import re
 import resource
 import signal
 import sys
@@ -42,7 +46,14 @@ from surgery.checkpoint.builder_arguments import _names as names_of
 from surgery.checkpoint.model_file import _digest, _ordered
 from surgery.checkpoint.source import _BUILDERS
 from surgery.core.errors import CheckpointError
+from surgery.planning.registry import discover
+from surgery.transforms.carry_out import apply
+from surgery.transforms.layer_kinds import Insertion, LayerKind, register_layer
+from surgery.transforms.modules_by_name import submodule
+from surgery.transforms.replace import Replace
+from surgery.transforms.transform import _TRANSFORMS, Choice, Transform, transform
 from surgery.vision.preprocessing import Preprocessing
+from tests.golden import networks
 from tests.small_models import Net
 
 SECONDS = 2.0  # of processor time, for the smallest file
@@ -50,6 +61,7 @@ PER_MEBIBYTE = 3.0  # and for each of a file's header, where tensors are: some 7
 PATIENCE = 60  # seconds after which a load that waits, instead of computing, is ended
 MEMORY = 2 << 30  # bytes of address space on top of what the process has when it starts
 SIZE = (3, 32, 32)
+GOLDEN = Path(networks.__file__).parent
 
 
 class Hang(BaseException):
@@ -114,8 +126,49 @@ def small_vgg(widths: tuple[int, ...] = (8, 8, 16, 16)) -> nn.Module:
     return SmallVGG(widths)
 
 
+@transform("fuzzed_widen", version=2)
+@dataclass(frozen=True)
+class Unchecked(Transform):
+    """A transform from elsewhere whose fields nobody checks."""
+
+    module: str
+    factors: tuple[float, ...] = ()
+
+    def apply(self, model: nn.Module, choice: Choice = None) -> None:
+        submodule(model, self.module).factor = math.prod(self.factors) / len(self.factors)
+
+    def work(self, model: nn.Module) -> int:
+        return 100 * len(self.factors)
+
+
+@dataclass(frozen=True)
+class ScaledOptions:
+    """Options of a layer from elsewhere; only one is checked."""
+
+    factor: float = 1.0
+    names: tuple[str, ...] = ()
+    limits: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.factor < 10:
+            raise ValueError(f"factor={self.factor!r}: a number from 0 to 10 is needed")
+
+
+def _scaled(conv: nn.Conv2d, options: ScaledOptions) -> nn.Module:
+    if not sum(options.limits.values()) < 10:
+        raise ValueError(f"limits={options.limits!r:.80}: a sum below 10 is needed")
+    return nn.Sequential(conv, *(nn.Identity() for _ in options.names))
+
+
+register_layer(LayerKind("fuzzed", ScaledOptions, _scaled, lambda channels, squeezed, _: Insertion(nn.Identity())))
+
+
 def sound_files(folder: Path) -> list[Sound]:
-    """One file of each kind that ``save`` writes, read back."""
+    """One file of each kind that ``save`` writes, read back; and those of schema 1."""
+    return [*_written(folder), *(_read(path) for path in sorted(GOLDEN.glob("*.safetensors")) if path.stem != "images")]
+
+
+def _written(folder: Path) -> list[Sound]:
     torch.manual_seed(0)
     create, convert = surgery.create, partial(surgery.convert, input_size=SIZE)
     small = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "num_classes": 3}
@@ -123,11 +176,14 @@ def sound_files(folder: Path) -> list[Sound]:
     del pspnet["backbone_kwargs"]["num_classes"]
     prepared = Preprocessing(SIZE, (0.5,) * 3, (0.5,) * 3, 0.9, "bilinear", ("a", "b", "c"), 7, ("#00ff00",) * 3)
     functional = create("fuzzed_net", styles=["functional", "shared"])
+    foreign = create("fuzzed_vgg")
+    options = {"factor": 2.0, "names": ["a"], "limits": {"a": 1}}
+    apply(foreign, [Unchecked("features.0", (1.0, 2.0)), Replace("features.0", "fuzzed", (3, 8), options)])
     models: list[tuple[nn.Module, Preprocessing | None]] = [
         (create("timm/test_resnet", num_classes=3), None),
         (create("timm/resnetblur50", **small), None),  # buffers that no state dict holds
         (create("timm/resnet26", features_only=True, out_indices=[1, 3], layers=[1] * 4, channels=[8] * 4), None),
-        (convert(create("cifar_resnet", **small)), prepared),
+        (convert(create("cifar_resnet", **small), match=True), prepared),
         (convert(create("cifar_resnet", **small), zeta=8, tau=0.3, norm="before"), prepared),
         (convert(create("cifar_resnet", **small), mode="prune"), None),
         (convert(functional), None),
@@ -136,6 +192,7 @@ def sound_files(folder: Path) -> list[Sound]:
         (convert(create("fuzzed_vgg"), "squeeze-conv", mode="downscale", zeta=2), None),
         (surgery.convert(create("pspnet", **pspnet), zeta=4, input_size=(3, 64, 64)), prepared),
         (create("torchvision/squeezenet1_1", num_classes=3), None),
+        (foreign, None),
     ]
     return [_sound(folder / f"{index}.safetensors", *model) for index, model in enumerate(models)]
 
@@ -143,6 +200,10 @@ def sound_files(folder: Path) -> list[Sound]:
 def _sound(path: Path, model: nn.Module, preprocessing: Preprocessing | None) -> Sound:
     surgery.save(model, path, preprocessing=preprocessing, input_size=(3, 64, 64))
     surgery.load(path)
+    return _read(path)
+
+
+def _read(path: Path) -> Sound:
     with safetensors.safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         return Sound(json.loads(file.metadata()["surgery"]), tensors)
@@ -264,9 +325,60 @@ EDITS: tuple[dict[str, Any], ...] = (
 )
 
 
+TRANSFORMS: tuple[dict[str, Any], ...] = (
+    {"type": "reorder@1", "order": "0"},
+    {"type": "reorder@1", "order": "0", "inside": 1},
+    {"type": "reorder@1", "order": "0", "reorder": True},
+    {"type": "narrow@1", "widths": {"conv1": [None, 10**9]}},
+    {"type": "narrow@1", "widths": {"conv1": [None, 1], "bn1": [1, None]}},
+    {"type": "narrow@1", "widths": {"": [1, 1]}},
+    {"type": "narrow@1", "widths": {"fc": [1, 1]}, "chooser": None},
+    {"type": "narrow@2", "widths": {"conv1": [None, 1]}},
+    {"type": "narrow@0", "widths": {}},
+    {"type": "narrow", "widths": {}},
+    {"type": "replace@1", "module": "conv1", "layer": "pix", "channels": [3, 64]},
+    {"type": "replace@1", "module": "", "layer": "pix", "channels": [3, 64]},
+    {"type": "replace@1", "module": "x", "layer": "squeeze-conv", "channels": [3, 64], "options": {}},
+    {"type": "replace@1", "module": "features.0", "layer": "fuzzed", "channels": [3, 8], "options": {"names": 5}},
+    {"type": "replace@1", "module": "stem", "layer": "pix", "channels": [3, 16], "options": {"norm": "before"}},
+    {"type": "insert_before@1", "module": "conv1", "layer": "pix", "channels": [3, 64], "squeezed": float("inf")},
+    {"type": "insert_before@1", "module": "conv1", "layer": "squeeze-conv", "channels": [3, 16], "squeezed": 100_000},
+    {"type": "insert_before@1", "module": "stem", "layer": "squeeze-conv", "channels": [3, 16], "squeezed": 4},
+    {"type": "insert_before@1", "module": "stem", "layer": "fuzzed", "channels": [3, 16], "squeezed": 1},
+    {"type": "drop@1", "modules": ["bn1"] * 1_000},
+    {"type": "drop@1", "modules": [""]},
+    {"type": "drop@1", "modules": []},
+    {"type": "drop@1", "modules": ["_modules.bn1", "blocks", "training"]},
+    {"type": "erase_calls@1", "block": "", "conv": "conv1", "calls": [[1, "relu"]]},
+    {"type": "erase_calls@1", "block": "layer1", "conv": "0.conv1", "calls": [[10**9, "relu"]]},
+    {"type": "erase_calls@1", "block": "blocks.0", "conv": "conv1", "calls": [[1, "BatchNorm2d"], [2, "silu"]]},
+    {"type": "erase_calls@1", "block": "blocks", "conv": "0.conv1", "calls": [[1, "BatchNorm2d"]] * 16},
+    {"type": "pooled_head@1"},
+    {"type": "pooled_head@1", "head": "pool"},
+    {"type": "fuzzed_widen@2", "module": "stem", "factors": []},
+    {"type": "fuzzed_widen@2", "module": "stem", "factors": 0.5},
+    {"type": "fuzzed_widen@3", "module": "stem"},
+    {"type": "__init__@1"},
+    {"type": ["reorder@1"], "order": "0"},
+)
+OPTIONS: tuple[Any, ...] = (
+    *({"tau": 7}, {"tau": True}, {"tau": "0.5"}, {"tau": 10**400}, {"fusion": []}, {"norm": None}, {"grouping": "x"}),
+    *({"predictor_norm": 1}, {"unheard": {"tau": 0.5}}, {"fusion": "weighted", "operator": "max"}, {"": 1}),
+    *({"tau": {"tau": {"tau": 1}}}, {"factor": "2"}, {"limits": [1]}, {"limits": {"a": "b"}}, {"names": [[[]]]}, []),
+    *({"factor": 10**400}, {"limits": {"a": 10**30}}, {"names": "x" * 3_000}, {"names": [None]}, {"limits": {"a": 0}}),
+)
+
+
 def _repeated(count: int) -> str:
     """Entries of an object; the last key is there twice."""
     return "".join(f'"k{index}": "", ' for index in (*range(count), count - 1))
+
+
+_DEEP = '{"a":' * 60_000 + "1" + "}" * 60_000
+
+
+def _with_schema(value: str) -> Callable[[str], str]:
+    return lambda text: re.sub(r'"schema": \d+', f'"schema": {value}', text)
 
 
 TEXTS: tuple[Callable[[str], str], ...] = (
@@ -274,14 +386,17 @@ TEXTS: tuple[Callable[[str], str], ...] = (
     lambda text: "",
     lambda text: text[: len(text) // 2],
     lambda text: "[" * 200_000 + "]" * 200_000,
-    lambda text: text.replace('"schema": 1', '"schema": 1, "schema": 1'),
+    lambda text: text.replace('"schema": ', '"schema": 1, "schema": '),
     lambda text: text.replace('"versions": {', '"versions": {' + _repeated(20_000)),
-    lambda text: text.replace('"schema": 1', '"schema": true'),
-    lambda text: text.replace('"schema": 1', '"schema": ' + "9" * 5_000),
+    _with_schema("true"),
+    _with_schema("9" * 5_000),
+    _with_schema("3"),
+    _with_schema("0"),
+    _with_schema('"1"'),
     lambda text: text.replace('"kwargs": {', '"kwargs": {"a": NaN, '),
     lambda text: text.replace('"tau": 0.5', '"tau": 1e999'),
     lambda text: text.replace("0.5", "NaN"),
-    lambda text: text.replace('"edits": [', '"edits": ' + '{"a":' * 60_000 + "1" + "}" * 60_000 + ', "b": ['),
+    lambda text: re.sub('"(edits|transforms)": \\[', f'"edits": {_DEEP}, "b": [', text),
 )
 
 
@@ -376,32 +491,84 @@ def _names() -> list[tuple[str, list[Any]]]:
     ]
 
 
-def _edit(case: Case, draw: random.Random, sound: list[Sound]) -> None:
-    """Edits inserted, taken from another file, repeated, or in another order."""
-    edits = case.manifest.get("edits")
-    if not isinstance(edits, list):
+def _changes(case: Case) -> tuple[str, list[Any]] | None:
+    """The changes of the model that a manifest lists, with their key; None where there is no list of them."""
+    return next(((key, case.manifest[key]) for key in _KEYS if isinstance(case.manifest.get(key), list)), None)
+
+
+def _listed(case: Case, draw: random.Random, sound: list[Sound]) -> None:
+    """Edits or transforms inserted, taken from another file, repeated, or in another order."""
+    if (listed := _changes(case)) is None:
         return
-    whole = {"method": "pix", "site": "", "role": "", "channels": [0, 0], "arguments": {}, "note": ""}
-    others = [edit for other in sound for edit in other.manifest["edits"]]
+    key, changes = listed
+    others = [change for other in sound for change in other.manifest.get(key, [])]
     kind = draw.randrange(4)
     if kind == 0:
-        edits.insert(draw.randint(0, len(edits)), whole | copy.deepcopy(draw.choice(EDITS)))
+        changes.insert(draw.randint(0, len(changes)), _hostile(key, draw))
     elif kind == 1:
-        edits.insert(draw.randint(0, len(edits)), copy.deepcopy(draw.choice(others)))
-    elif kind == 2 and edits:
-        edits[:] = (edits * draw.choice((2, 10, 1_000)))[:100_000]
+        changes.insert(draw.randint(0, len(changes)), copy.deepcopy(draw.choice(others)))
+    elif kind == 2 and changes:
+        changes[:] = (changes * draw.choice((2, 10, 1_000)))[:100_000]
     else:
-        draw.shuffle(edits)
+        draw.shuffle(changes)
 
 
-def _edit_argument(case: Case, draw: random.Random, sound: list[Sound]) -> None:
-    """An argument of an edit that its method does not have, or not so."""
-    edits = case.manifest.get("edits")
-    edits = edits if isinstance(edits, list) else []
-    edits = [edit for edit in edits if isinstance(edit, dict) and isinstance(edit.get("arguments"), dict)]
-    if edits:
-        names = ("identity", "erase", "squeezed", "pool_head", "tau", "fusion", "norm", "widths", "order", "unheard")
-        draw.choice(edits)["arguments"][draw.choice(names)] = copy.deepcopy(draw.choice(VALUES))
+def _hostile(key: str, draw: random.Random) -> dict[str, Any]:
+    whole = {"method": "pix", "site": "", "role": "", "channels": [0, 0], "arguments": {}, "note": ""}
+    return copy.deepcopy(draw.choice(TRANSFORMS) if key == "transforms" else whole | draw.choice(EDITS))
+
+
+def _field(case: Case, draw: random.Random, sound: list[Sound]) -> None:
+    """A field of a transform, or an argument of an edit, that it does not have, or not so."""
+    listed = _changes(case)
+    changes = [change for change in listed[1] if isinstance(change, dict)] if listed else []
+    if not changes:
+        return
+    change = draw.choice(changes)
+    if isinstance(change.get("arguments"), dict):
+        change, names = change["arguments"], ARGUMENTS
+    else:
+        names = tuple({*change, *draw.choice((fields_of(change.get("type")), _every_field()))})
+    key = draw.choice(sorted(names))
+    if key == "type":
+        change[key] = draw.choice((*_TRANSFORMS, "narrow@2", "narrow@0", "@", "replace@1@1", "unheard@1", *VALUES))
+    elif key == "options":
+        options = change.get(key)
+        options = options if isinstance(options, dict) else {}
+        change[key] = copy.deepcopy(draw.choice((options | _mapping(draw), draw.choice(OPTIONS))))
+    else:
+        change[key] = copy.deepcopy(draw.choice((*VALUES, *OPTIONS)))
+
+
+def _mapping(draw: random.Random) -> dict[str, Any]:
+    """One option with any value."""
+    name = draw.choice(("tau", "fusion", "operator", "norm", "predictor_norm", "factor", "names", "limits", "unheard"))
+    return {name: draw.choice(VALUES)}
+
+
+def fields_of(key: Any) -> tuple[str, ...]:
+    """Fields of a type of transform, those included that files do not hold."""
+    cls = _TRANSFORMS.get(key) if isinstance(key, str) else None
+    fields = () if cls is None else dataclasses.fields(cls)  # type: ignore[arg-type]
+    return ("type", "unheard", *(field.name for field in fields))
+
+
+def _every_field() -> tuple[str, ...]:
+    return tuple(name for key in _TRANSFORMS for name in fields_of(key))
+
+
+def _schema(case: Case, draw: random.Random, sound: list[Sound]) -> None:
+    """Another schema, or what another schema has."""
+    if draw.random() < 0.5:
+        case.manifest["schema"] = draw.choice((1, 2, 3, 0, True, "1", None, 10**30))
+    if draw.random() < 0.5 and (listed := _changes(case)) is not None:
+        key, changes = listed
+        del case.manifest[key]
+        case.manifest[draw.choice(_KEYS)] = changes
+
+
+_KEYS = ("edits", "transforms")
+ARGUMENTS = ("identity", "erase", "squeezed", "pool_head", "tau", "fusion", "norm", "widths", "order", "unheard")
 
 
 def _many(case: Case, draw: random.Random, sound: list[Sound]) -> None:
@@ -411,10 +578,13 @@ def _many(case: Case, draw: random.Random, sound: list[Sound]) -> None:
     first = next(iter(case.tensors), "")
     many: dict[str, Any] = {
         "edits": [match] * count,
+        "transforms": [{"type": "reorder@1", "order": "0"}] * count,
         "aliases": {f"a{index}": first for index in range(count)},
         "versions": {f"v{index}": "1" for index in range(count)},
     }
     key = draw.choice((*many, "keys", "tensors", "layers"))
+    if key in _KEYS and (listed := _changes(case)) is not None:
+        key = listed[0]
     if key in many:
         case.manifest[key] = many[key]
     elif key == "keys":
@@ -466,8 +636,10 @@ def _header(case: Case, draw: random.Random, sound: list[Sound]) -> None:
     case.header = changed
 
 
-_CHANGES = (_replace, _nudge, _delete, _argument, _builder, _edit, _edit_argument, _many, _tensors, _text, _header)
-_WEIGHTS = (20, 12, 5, 16, 16, 8, 10, 1, 8, 4, 6)
+_CHANGES = (
+    *(_replace, _nudge, _delete, _argument, _builder, _listed, _field, _schema, _many, _tensors, _text, _header),
+)
+_WEIGHTS = (20, 12, 5, 16, 16, 10, 20, 2, 1, 8, 4, 6)
 
 
 # -- loading ----------------------------------------------------------------------------------------------------------
@@ -591,6 +763,7 @@ def _start(folder: Path, sound: list[Sound]) -> None:
 def warm_up(folder: Path, sound: list[Sound]) -> None:
     """Import, outside the guard, what loading imports when it first needs it."""
     torchvision.models.list_models()
+    discover()
     path = folder / f"{os.getpid()}.safetensors"
     for chosen in sound:
         path.write_bytes(Case(chosen.manifest, chosen.tensors).to_bytes())

@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import resource
@@ -13,8 +14,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import surgery
+from surgery.checkpoint.model_file import _digest
 from surgery.core.errors import CheckpointError, SourceError
 from surgery.planning.registry import method_named
+from surgery.transforms.history import history, remember
+from surgery.transforms.reorder import Reorder
 from tests.checkpoint.load_fuzzing import guard
 from tests.small_models import LooksAtValues, Net
 
@@ -48,7 +52,7 @@ def rewrite(path, **changes):
     for name in changes.pop("without", []):
         tensors.pop(name)
     text = json.dumps(manifest | changes, sort_keys=True)
-    digest = surgery.checkpoint._digest(text, tensors)
+    digest = _digest(text, tensors)
     path.write_bytes(safetensors.torch.save(tensors, {"surgery": text, "sha256": digest}))
 
 
@@ -57,7 +61,8 @@ def test_round_trip_is_exact(model, file):
     x = torch.randn(3, *SIZE)
     assert torch.equal(loaded(x), model(x))
     assert not loaded.training
-    assert loaded.surgery_edits == model.surgery_edits
+    assert history(loaded) == history(model)
+    assert history(model)
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items())
 
 
@@ -79,8 +84,6 @@ def test_a_loaded_model_saves_and_converts_again(file, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_dtype_is_kept(model, tmp_path, dtype):
-    import copy
-
     surgery.save(
         copy.deepcopy(model).to(dtype), tmp_path / "m", source="tests_net", kwargs={"count": 2}, input_size=SIZE
     )
@@ -174,16 +177,18 @@ def test_flipped_bit_anywhere(file, share, bit):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema": 2}, "schema 2; this version reads up to 1: upgrade"),
-        ({"schema": "one"}, "manifest of schema 1 has"),
-        ({"edits": "none"}, "manifest edits: it is 'none'; a list of edits"),
-        ({"extra": 1}, "manifest of schema 1 has"),
+        ({"schema": 3}, "schema 3; this version reads up to 2: upgrade"),
+        ({"schema": "one"}, "schema='one': a number from 1 to 2"),
+        ({"schema": 1}, "manifest of schema 1 has"),
+        ({"transforms": "none"}, "manifest transforms: it is 'none'; a list of transforms"),
+        ({"edits": []}, "manifest of schema 2 has"),
+        ({"extra": 1}, "manifest of schema 2 has"),
         ({"source": {"builder": "nobody", "name": "", "kwargs": {}}}, "'nobody' is not registered here"),
         ({"source": {"builder": "timm", "name": "resnet18", "kwargs": {"pretrained": True}}}, "never downloads"),
         ({"source": {"builder": "timm", "name": "resnet0", "kwargs": {}}}, "cannot be rebuilt"),
         ({"source": {"builder": "tests_net", "name": "", "kwargs": {"count": 1}}}, "no module 'blocks.1.conv1'"),
-        ({"edits": []}, "does not fit its model: lacks"),
-        ({"edits": [{"method": "unheard"}]}, "an edit has the keys"),
+        ({"transforms": []}, "does not fit its model: lacks"),
+        ({"transforms": [{"type": "replace@1"}]}, r"replace@1 has the keys \[\]"),
         ({"tensors": {"fc.bias": torch.zeros(6)}}, r"'fc.bias' has shape \(6,\), \(5,\) is needed"),
         ({"tensors": {"fc.bias": torch.zeros(5, dtype=torch.int64)}}, "'fc.bias' is torch.int64"),
         ({"without": ["fc.bias"]}, "lacks \\['fc.bias'\\]"),
@@ -196,11 +201,33 @@ def test_manifests_and_tensors_that_do_not_fit(file, changes, message):
         surgery.load(file)
 
 
-def test_unknown_method(file):
-    edit = surgery.load(file).surgery_edits[0].to_json() | {"method": "unheard"}
-    rewrite(file, edits=[edit])
-    with pytest.raises(CheckpointError, match="method='unheard'"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"type": "unheard@1"}, "type 'unheard@1' is not registered here"), ({"layer": "unheard"}, "layer='unheard'")],
+)
+def test_unknown_transforms_and_layers(file, changes, message):
+    transforms = [transform.to_json() for transform in history(surgery.load(file))]
+    rewrite(file, transforms=[transforms[0] | changes, *transforms[1:]])
+    with pytest.raises(CheckpointError, match=message):
         surgery.load(file)
+
+
+def test_read_gives_the_manifest_and_every_tensor(model, file):
+    manifest, tensors = surgery.checkpoint.read(file)
+    assert manifest["schema"] == 2
+    assert manifest["source"] == {"builder": "tests_net", "name": "", "kwargs": {"count": 2}}
+    assert manifest["transforms"] == [transform.to_json() for transform in history(model)]
+    assert tensors.keys() == model.state_dict().keys()
+
+
+def test_a_history_that_no_file_can_hold_is_not_written(model, tmp_path):
+    class Unregistered(Reorder):
+        """Without a name of its own."""
+
+    remember(broken := copy.deepcopy(model), Unregistered("0"))
+    with pytest.raises(CheckpointError, match="Unregistered is not registered"):
+        surgery.save(broken, tmp_path / "m", source="tests_net", kwargs={"count": 2}, input_size=SIZE)
+    assert not (tmp_path / "m").exists()
 
 
 def test_foreign_safetensors_file(tmp_path):
@@ -268,14 +295,14 @@ def test_methods_are_known_by_name():
 
 
 def plain(builder, name="", **kwargs):
-    return {"source": {"builder": builder, "name": name, "kwargs": kwargs}, "edits": []}
+    return {"source": {"builder": builder, "name": name, "kwargs": kwargs}, "transforms": []}
 
 
 def timm_model(name, **kwargs):
     return plain("timm", name, **kwargs)
 
 
-EDIT = {"method": "match", "site": "", "role": "", "channels": [0, 0], "arguments": {"order": "0"}, "note": ""}
+REORDER = {"type": "reorder@1", "order": "0"}
 
 
 @pytest.mark.parametrize(
@@ -304,9 +331,9 @@ EDIT = {"method": "match", "site": "", "role": "", "channels": [0, 0], "argument
         (timm_model("resnet26", layers=[]), "does not fit|cannot be built"),
         (timm_model(5), "name=5: a text is needed"),
         (plain(["timm"], "resnet18"), r"builder=\['timm'\]: a text is needed"),
-        ({"edits": [EDIT] * 100_000}, "a manifest of 1[0-9]* characters; at most"),
-        ({"edits": [EDIT] * 17_000}, "more than a network of .* tensors"),
-        ({"edits": [EDIT | {"more": 1}]}, "an edit has the keys"),
+        ({"transforms": [REORDER] * 100_000}, "a manifest of [0-9]* characters; at most"),
+        ({"transforms": [REORDER] * 17_000}, "more than a network of .* tensors"),
+        ({"transforms": [REORDER | {"more": 1}]}, "reorder@1 has the keys"),
         ({"aliases": {"fc.bias": "fc.weight"}}, "aliases: 'fc.bias' → 'fc.weight'"),
         ({"aliases": {"a": "nothing"}}, "aliases: 'a' → 'nothing'"),
         ({"aliases": {"a": ["fc.bias"]}}, "aliases: 'a' is"),

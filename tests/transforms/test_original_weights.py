@@ -10,6 +10,7 @@ from torch import nn
 
 import surgery
 from surgery.methods.pix.layer import PiX
+from surgery.transforms.history import history
 from tests.small_models import Net, with_statistics
 
 SIZE = (3, 8, 8)
@@ -101,12 +102,12 @@ def test_other_widths_are_explained(options):
             model.load_state_dict(original.state_dict())
 
 
-def test_one_hook_however_often_a_model_is_edited():
+def test_one_hook_however_often_a_model_is_converted():
     original, model = networks(include="blocks.0")
     model = surgery.convert(model, include="blocks.2", input_size=SIZE)
     assert len(model._load_state_dict_pre_hooks) == 1
     assert isinstance(model.blocks[2].conv1, PiX)
-    assert pickle.loads(pickle.dumps(surgery.edit.history(model))) == surgery.edit.history(model)
+    assert pickle.loads(pickle.dumps(history(model))) == history(model)
     with pytest.warns(UserWarning, match=r"its 10 entries of modules that surgery removed \(blocks\.0\.bn1, blocks\.2"):
         model.load_state_dict(original.state_dict())
 
