@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
 
 from surgery.calibration import calibrate as fit
 from surgery.core.checked_model import check_model
@@ -13,15 +14,17 @@ from surgery.core.extras import check_extra
 from surgery.graph.skeleton import copied
 from surgery.planning.plan import Plan, plan
 from surgery.planning.registry import method_named
+from surgery.transforms.optimizers import named_parameters, repair, warn_of_stale
 
 Batches = Iterable[Any] | Tensor
 
 
 def convert(
     model: nn.Module,
-    method: Any = "pix",
+    method: Any = None,
     *,
     inplace: bool = False,
+    optimizers: Iterable[Optimizer] = (),
     strict: bool = False,
     match: bool | str | None = None,
     calibrate: Batches | None = None,
@@ -33,6 +36,8 @@ def convert(
     Args:
         model: any nn.Module with weights; left as it is unless ``inplace``.
         method: a registered method's name (``python -m surgery methods`` lists them), or its config.
+        optimizers: with ``inplace``, optimizers of the model: they go on with the parameters that it then has. One that
+            is not named here and holds parameters that are gone is warned of.
         strict: raise instead of warning where there is nothing to convert.
         match: first bring the channels into an order that suits the sites (:func:`surgery.match`), which changes
             nothing of what the model computes, but the order of the channels that ``forward_features`` and
@@ -51,10 +56,12 @@ def convert(
     Raises:
         NoSitesError: nothing to convert, and ``strict``.
         MissingPackageError: ``calibrate`` is given, and what it needs is not installed.
-        ValueError, TypeError, TraceError: as :func:`surgery.plan`; ValueError for a model on the meta device.
+        ValueError, TypeError, TraceError: as :func:`surgery.plan`; ValueError for a model on the meta device, for
+            optimizers of a model that is copied, and for one that cannot be repaired (LBFGS).
     """
     check_model(model, weights=True)
     check_match(match)
+    optimizers = _checked_optimizers(optimizers, inplace)
     if calibrate is not None:
         check_extra("calibrate", "calibrate=")
     calibrate, evidence, count = _batches(calibrate, images)
@@ -64,21 +71,25 @@ def convert(
         return model if inplace else copied(model)
     for note in planned.notes:
         warnings.warn(note, ConversionWarning, stacklevel=2)
+    before = named_parameters(model)
     if not inplace:
         model = copied(model)
     reorder = getattr(method_named(planned.method), "match", None)
     if reorder is not None and (match or (match is None and calibrate is not None)):
         reorder(planned, model, match == "inside")
-    if calibrate is None:
-        return planned.apply(model)
-    original = copied(model)
+    original = None if calibrate is None else copied(model)
     kept = planned.carry_out(model)
-    fit(model, original, calibrate, kept=kept, images=count)
+    if calibrate is not None and original is not None:
+        fit(model, original, calibrate, kept=kept, images=count)
+    if inplace:
+        for optimizer in optimizers:
+            repair(optimizer, before, model)
+        warn_of_stale(before, model, stacklevel=3)
     return model
 
 
 def match(
-    model: nn.Module, method: Any = "pix", *, inside: bool = False, inplace: bool = False, **arguments: Any
+    model: nn.Module, method: Any = None, *, inside: bool = False, inplace: bool = False, **arguments: Any
 ) -> nn.Module:
     """The same network with its channels in an order that suits the sites of a conversion.
 
@@ -113,6 +124,18 @@ def check_match(value: object) -> None:
     """Raise ValueError for a ``match`` argument that is not True, False, None or ``inside``."""
     if not (value is None or isinstance(value, bool) or value == "inside"):
         raise ValueError(f"match={value!r}: True, False, None or 'inside' is needed")
+
+
+def _checked_optimizers(optimizers: Iterable[Optimizer], inplace: bool) -> tuple[Optimizer, ...]:
+    listed = tuple(optimizers)
+    for optimizer in listed:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizers has a {type(optimizer).__name__}: torch optimizers are needed")
+        if isinstance(optimizer, LBFGS):
+            raise ValueError("optimizers has an LBFGS, which keeps one state for all parameters: make a new one after")
+    if listed and not inplace:
+        raise ValueError("optimizers= goes with inplace=True: a converted copy has parameters of its own")
+    return listed
 
 
 def _batches(

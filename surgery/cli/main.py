@@ -1,4 +1,4 @@
-"""The command line: ``python -m surgery plan|convert|cost|eval|predict|bench|export|load-check|finetune NAME``."""
+"""The command line, ``python -m surgery COMMAND``; :data:`COMMANDS` has them all but ``finetune``."""
 
 import argparse
 import sys
@@ -11,6 +11,7 @@ from surgery.cli.convert import add_convert
 from surgery.cli.evaluate import add_eval, add_predict
 from surgery.cli.export import add_export
 from surgery.cli.load_check import add_load_check
+from surgery.cli.methods import add_methods
 from surgery.cli.plan import add_cost, add_plan
 from surgery.core.errors import NoSitesError, SurgeryError
 from surgery.core.user_modules import import_user_modules
@@ -21,6 +22,7 @@ NOTHING_TO_CONVERT = 3
 COMMANDS = (
     ("plan", "what would change and why, and why not the rest", add_plan),
     ("convert", "convert a model and write it to one safetensors file", add_convert),
+    ("methods", "what can be done to a model, in one table", add_methods),
     ("cost", "MACs, FLOPs, parameters and memory, in total and per site", add_cost),
     ("eval", "accuracy, or mean IoU, on a folder of images", add_eval),
     ("predict", "the five likeliest classes of images, or masks as PNG files", add_predict),

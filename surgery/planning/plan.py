@@ -13,6 +13,7 @@ from surgery.core.table import html_table, table
 from surgery.graph import record
 from surgery.graph.input_size import InputSize
 from surgery.planning.decision import Decision, PlanRow
+from surgery.planning.default_method import default_method
 from surgery.planning.evidence import Evidence, check_evidence
 from surgery.planning.registry import configured, notes_of
 from surgery.planning.rehearsal import rehearse, transforms_of
@@ -132,7 +133,7 @@ def _has_module(model: nn.Module, name: str) -> bool:
 
 def plan(
     model: nn.Module,
-    method: Any = "pix",
+    method: Any = None,
     *,
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
@@ -145,7 +146,8 @@ def plan(
     Args:
         model: any nn.Module that maps an image batch (N, C, H, W); also on the meta device, where the method looks at
             no weights.
-        method: a registered method's name (``python -m surgery methods`` lists them), or its config with all options.
+        method: a registered method's name (``python -m surgery methods`` lists them and says which is the default), or
+            its config with all options.
         include, exclude: name patterns of sites (shell style; ``layer3`` also means what lies below it).
         input_size: (C, H, W), (H, W) or one side to record the model with; default: its configured one, else 224
             pixels.
@@ -161,7 +163,7 @@ def plan(
         TraceError: the model's forward fails.
     """
     check_model(model)
-    chosen, config = configured(method, options)
+    chosen, config = configured(default_method() if method is None else method, options)
     selection, evidence = Selection(include, exclude), Evidence(model, images)
     check_evidence(chosen.name, chosen.evidence, evidence)
     graph = record(model, input_size)

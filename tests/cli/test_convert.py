@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 import surgery
+from surgery.transforms.history import history
 from tests.cli.command_line import run
 
 
@@ -41,8 +42,8 @@ def test_convert_with_images_of_a_folder(capsys, tmp_path):
     )
     assert status == 0, err
     assert "wrote" in out
-    methods = [edit.method for edit in surgery.load(tmp_path / "m.safetensors").surgery_edits]
-    assert methods[0] == "match"
+    methods = [transform.type for transform in history(surgery.load(tmp_path / "m.safetensors"))]
+    assert methods[0] == "reorder"
     (tmp_path / "images" / "broken.png").write_text("no image")
     for folder, message in ((tmp_path / "images", "is no image that can be read"), (tmp_path / "none", "no image (")):
         status, _, err = run(

@@ -20,9 +20,10 @@ from surgery.methods.planners.narrowing import Narrowing
 from surgery.planning.plan import Plan
 from surgery.transforms.history import remember
 from surgery.transforms.modules_by_name import submodule
-from surgery.transforms.narrow import narrow_modules
+from surgery.transforms.narrow import keep_of
 from surgery.transforms.reorder import Reorder
 from surgery.transforms.replace import Replace
+from surgery.transforms.slicing import Sizes, slice_channels
 from surgery.transforms.subsets import subset_members
 
 ROUNDS = 10
@@ -65,7 +66,7 @@ def match_for(decided: Plan, model: nn.Module, *, inside: bool = False) -> None:
         return
     narrowing = Narrowing(channels, {group: group.width for group in orders})
     keep = {name: narrowing.kept(name, orders) for name in narrowing.widths()}
-    narrow_modules(model, narrowing.widths(), keep)
+    slice_channels(model, Sizes(narrowing.widths()), keep_of(model, keep))
     digest = hashlib.blake2b(repr(sorted(keep.items())).encode(), digest_size=8).hexdigest()
     remember(model, Reorder(digest, inside))
 

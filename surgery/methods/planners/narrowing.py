@@ -7,7 +7,11 @@ from torch import nn
 from surgery.graph.channels import Channels, Group
 from surgery.methods.planners.importance import CRITERIA, strongest
 from surgery.transforms.modules_by_name import submodule
-from surgery.transforms.narrow import Kept, Narrow, Widths
+from surgery.transforms.narrow import Narrow, keep_of
+from surgery.transforms.slicing import Keep
+
+Sides = tuple[list[int] | None, list[int] | None]
+Widths = dict[str, list[int | None]]
 
 
 @dataclass
@@ -46,19 +50,19 @@ class Narrowing:
 
     def transform(self, importance: str) -> Narrow:
         """The narrowing as a transform, which keeps the most important channels of the model it is applied to."""
-        return Narrow(self.widths(), lambda model: self.choose(model, importance))
+        return Narrow(self.widths(), chooser=lambda model: self.choose(model, importance))
 
-    def choose(self, model: nn.Module, importance: str) -> dict[str, Kept]:
-        """Indices (in, out) that each changed module keeps, by the importance of the filters that write them."""
+    def choose(self, model: nn.Module, importance: str) -> Keep:
+        """Indices that each changed module keeps, by the importance of the filters that write them."""
         chosen = {
             group: strongest(
                 CRITERIA[importance]([submodule(model, name).weight for name in group.producers]), width, group.multiple
             )
             for group, width in self.width.items()
         }
-        return {name: self.kept(name, chosen) for name in self.widths()}
+        return keep_of(model, {name: self.kept(name, chosen) for name in self.widths()})
 
-    def kept(self, name: str, chosen: dict[Group, list[int]]) -> Kept:
+    def kept(self, name: str, chosen: dict[Group, list[int]]) -> Sides:
         """Indices (in, out) that a module keeps where groups keep the ``chosen`` ones; a group left out keeps all."""
         sides: list[list[int] | None] = []
         for segments in (self.channels.reads.get(name, []), self.channels.writes.get(name, [])):

@@ -1,0 +1,31 @@
+"""``l1``: remove the filters with the least sum of absolute weights (Li et al. 2017)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from surgery.graph import ModelGraph
+from surgery.methods.planners.pruning.decisions import plan_pruning
+from surgery.methods.planners.pruning.options import PruningOptions
+from surgery.methods.planners.pruning.scores import l1
+from surgery.planning.evidence import Evidence, Kind
+from surgery.planning.registry import Proposal, register
+from surgery.planning.selection import Selection
+
+
+@dataclass(frozen=True)
+class L1Config(PruningOptions):
+    """How much goes, and where; see :class:`PruningOptions`."""
+
+
+@register
+class L1:
+    """See the module."""
+
+    name: ClassVar[str] = "l1"
+    Config: ClassVar[type] = L1Config
+    evidence: ClassVar[Kind] = "weights"
+    changes: ClassVar[str] = "layers lose the channels with the smallest weights"
+    where: ClassVar[str] = "any coupled channels but the model's outputs"
+
+    def plan(self, graph: ModelGraph, selection: Selection, config: L1Config, evidence: Evidence) -> Proposal:
+        return plan_pruning(graph, selection, config, l1)
