@@ -8,6 +8,7 @@ not understood freezes the channels that it touches, with the reason.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -61,6 +62,7 @@ class _Walker:
         self.raw_layers: list[tuple[str, Tensor, Tensor, int, int]] = []
         self.raw_sides: list[tuple[str, str, int, Tensor]] = []
         self.parameters: dict[str, Tensor] = {}
+        self.tied = _tied_tensors(graph.modules)
 
     # what is known of a node
 
@@ -149,6 +151,8 @@ class _Walker:
             return
         if shape and math.prod(shape) <= MOST_ELEMENTS:
             name = str(node.target)
+            if not self.is_stored(name):
+                return
             if name not in self.parameters:
                 self.parameters[name] = self.fresh(*shape)
             self.numbers[node] = self.parameters[name]
@@ -160,7 +164,7 @@ class _Walker:
         if name is None or reads is None or not self.usable(name):
             return None
         module = self.graph.modules[name]
-        if spec.groups == spec.in_channels and spec.out_channels % spec.in_channels == 0:
+        if spec.groups == spec.in_channels > 1 and spec.out_channels % spec.in_channels == 0:
             writes = reads.repeat_interleave(spec.out_channels // spec.in_channels)
         else:
             writes = self.fresh(spec.out_channels)
@@ -197,6 +201,8 @@ class _Walker:
             return None
         numbers = self.along(source, dim, shape[dim])
         assert numbers is not None
+        if getattr(module, "normalized_shape", None) and not any(True for _ in module.parameters()):
+            self.freeze(numbers, f"{name} normalises it and has no parameters of a size")
         if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
             self.tie_blocks(numbers, module.num_groups)
         if not self.per_channel(name, numbers):
@@ -219,8 +225,11 @@ class _Walker:
         held = [(key, t) for key, t in [*module.named_parameters(), *module.named_buffers()] if t.numel() > 1]
         if any(t.numel() != len(numbers) or max(t.shape) != len(numbers) for _, t in held):
             return False
+        if any(not self.is_stored(f"{name}.{key}".strip(".")) for key, _ in held):
+            return False
         for key, tensor in held:
-            self.side(name, key, tensor.shape.index(len(numbers)), numbers)
+            owner, _, parameter = f"{name}.{key}".rpartition(".")
+            self.side(owner, parameter, tensor.shape.index(len(numbers)), numbers)
         return True
 
     def spatial(self, node: fx.Node) -> Tensor | None:
@@ -358,7 +367,19 @@ class _Walker:
         return first.flatten().expand(size)
 
     def usable(self, name: str) -> bool:
-        return self.graph.called_once(name) and "weight" in self.graph.modules[name]._parameters
+        """Whether a layer runs once, with a weight that is a parameter of its own."""
+        module = self.graph.modules[name]
+        tied = any(id(tensor) in self.tied for tensor in module._parameters.values())
+        return self.graph.called_once(name) and "weight" in module._parameters and not tied
+
+    def is_stored(self, name: str) -> bool:
+        """Whether a tensor is one that a file holds: a parameter or persistent buffer, under one name."""
+        owner, _, key = name.rpartition(".")
+        module = self.graph.modules.get(owner)
+        if module is None:
+            return False
+        tensor = {**module._parameters, **module._buffers}.get(key)
+        return tensor is not None and id(tensor) not in self.tied and key not in module._non_persistent_buffers_set
 
     def side(self, module: str, parameter: str, dim: int, numbers: Tensor) -> None:
         self.raw_sides.append((module, parameter, dim, numbers))
@@ -397,6 +418,17 @@ class _Walker:
 def _norm_dim(module: nn.Module, rank: int) -> int:
     """The dimension whose channels a normalisation has parameters for."""
     return rank - 1 if isinstance(module, nn.LayerNorm) and not isinstance(module, CHANNELS_FIRST) else 1
+
+
+def _tied_tensors(modules: dict[str, nn.Module]) -> set[int]:
+    """Parameters and buffers that several modules hold, by identity."""
+    held = [
+        t
+        for m in {id(m): m for m in modules.values()}.values()
+        for t in (*m._parameters.values(), *m._buffers.values())
+    ]
+    counts = Counter(id(tensor) for tensor in held if tensor is not None)
+    return {number for number, count in counts.items() if count > 1}
 
 
 def _name(node: fx.Node) -> str:
