@@ -89,17 +89,24 @@ class Coupling:
 
     def without(self, gone: np.ndarray) -> "Coupling":
         """What is left when the classes ``gone`` are removed; classes keep their numbers."""
-        sides = [Side(s.module, s.parameter, s.dim, s.numbers[~np.isin(s.numbers, gone)]) for s in self.sides]
+        stays = self._stays(gone)
+        sides = [Side(s.module, s.parameter, s.dim, s.numbers[stays[s.numbers]]) for s in self.sides]
         return Coupling({name: layer.without(gone) for name, layer in self.layers.items()}, sides, self.frozen)
 
     def kept(self, gone: np.ndarray) -> dict[tuple[str, str], dict[int, np.ndarray]]:
-        """Indices that stay of every (module, parameter) and dimension when the classes ``gone`` are removed."""
+        """Indices that stay of every (module, parameter) and dimension that loses some to the classes ``gone``."""
         keep: dict[tuple[str, str], dict[int, np.ndarray]] = {}
+        stays = self._stays(gone)
         for side in self.sides:
-            stays = ~np.isin(side.numbers, gone)
-            if not stays.all():
-                keep.setdefault((side.module, side.parameter), {})[side.dim] = np.flatnonzero(stays)
+            mask = stays[side.numbers]
+            if not mask.all():
+                keep.setdefault((side.module, side.parameter), {})[side.dim] = np.flatnonzero(mask)
         return keep
+
+    def _stays(self, gone: np.ndarray) -> np.ndarray:
+        mask = np.ones(self.count(), bool)
+        mask[gone] = False
+        return mask
 
 
 def connected(count: int, edges: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

@@ -35,15 +35,20 @@ class Axis:
 
 def axes_of(coupling: Coupling) -> list[Axis]:
     """The removable channels of a network, grouped, in the order in which they are first written."""
-    removable = coupling.removable()
-    sides = [side for layer in coupling.layers.values() for side in (layer.writes, layer.reads)]
+    layers = list(coupling.layers.values())
+    groups = _alike(
+        coupling.removable(), [n for layer in layers for n in (layer.writes, layer.reads)], coupling.count()
+    )
+    firsts = np.array([classes[0] for classes in groups], np.int64)
+    writes = [np.isin(firsts, layer.writes) for layer in layers]
+    reads = [np.isin(firsts, layer.reads) for layer in layers]
     axes = []
-    for members in _alike(removable, sides, coupling.count()):
-        writers = [layer for layer in coupling.layers.values() if np.isin(members[0], layer.writes)]
-        readers = [layer.module for layer in coupling.layers.values() if np.isin(members[0], layer.reads)]
-        each = int((writers[0].writes == members[0]).sum())
+    for position, classes in enumerate(groups):
+        writers = [layer for layer, member in zip(layers, writes, strict=True) if member[position]]
+        readers = [layer.module for layer, member in zip(layers, reads, strict=True) if member[position]]
+        each = int((writers[0].writes == classes[0]).sum())
         names = tuple(layer.module for layer in writers)
-        axes.append(Axis(names[0], names, tuple(readers), members, each))
+        axes.append(Axis(names[0], names, tuple(readers), classes, each))
     order = {name: position for position, name in enumerate(coupling.layers)}
     return sorted(axes, key=lambda axis: (order[axis.name], axis.classes[0]))
 

@@ -10,7 +10,7 @@ from torch import nn
 from surgery.core.table import si
 from surgery.graph import ModelGraph
 from surgery.graph.channel_classes import Coupling
-from surgery.graph.coupling import couple
+from surgery.graph.training_heads import couple_all
 from surgery.methods.planners.pruning.axes import Axis, AxisPatterns, axes_of, frozen_layers, wanted_axes
 from surgery.methods.planners.pruning.costs import PrunedCosts
 from surgery.methods.planners.pruning.request import PruningRequest
@@ -90,7 +90,7 @@ def prune_plan(
     Raises:
         ValueError: a pattern matches nothing.
     """
-    coupling = couple(graph)
+    coupling = couple_all(graph, model)
     selection = _Selection(graph, coupling, request)
     gone, current, remaining = selection.nothing(), model, coupling
     for step in range(1, request.steps + 1):
@@ -136,17 +136,18 @@ class _Selection:
 
     def _by_share(self, order: Sequence[Unit], progress: float) -> tuple[np.ndarray, list[Unit]]:
         """What goes where a share of an axis is asked for, and the units of the other axes."""
-        gone, left = self.nothing(), []
-        for position, axis in enumerate(self.axes):
-            units = [unit for unit in order if unit.axis == position]
-            share = self._share(axis)
-            if share is None:
-                left += units
-            else:
-                for unit in kept_shares(axis, units, share**progress):
-                    gone[unit.classes] = True
-        chosen = {id(unit) for unit in left}
-        return gone, [unit for unit in order if id(unit) in chosen]
+        gone = self.nothing()
+        if self.request.keep is None:
+            return gone, list(order)
+        by_axis: dict[int, list[Unit]] = {}
+        for unit in order:
+            by_axis.setdefault(unit.axis, []).append(unit)
+        shares = [self._share(axis) for axis in self.axes]
+        for position, units in by_axis.items():
+            share = shares[position]
+            for unit in () if share is None else kept_shares(self.axes[position], units, share**progress):
+                gone[unit.classes] = True
+        return gone, [unit for unit in order if shares[unit.axis] is None]
 
     def _share(self, axis: Axis) -> float | None:
         keep = self.request.keep

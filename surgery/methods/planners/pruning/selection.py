@@ -57,14 +57,18 @@ class Unit:
 
 def units_of(position: int, axis: Axis, scores: np.ndarray, steps: Sequence[int]) -> list[Unit]:
     """The removal of an axis in steps, the least important classes first; of equal ones those with the least number."""
+    if not steps:
+        return []
     order = axis.classes[np.argsort(scores[axis.classes], kind="stable")]
-    units, start, score = [], 0, -math.inf
-    for step in steps:
-        classes = order[start : start + step]
-        start += step
-        score = max(score, float(scores[classes].mean()))
-        units.append(Unit(position, classes, start / len(order), score))
-    return units
+    ends = np.cumsum(steps)
+    starts = ends - steps
+    means = np.add.reduceat(scores[order[: ends[-1]]], starts) / steps
+    worth = np.maximum.accumulate(means).tolist()
+    fractions = (ends / len(order)).tolist()
+    return [
+        Unit(position, order[start:end], fraction, score)
+        for start, end, fraction, score in zip(starts.tolist(), ends.tolist(), fractions, worth, strict=True)
+    ]
 
 
 def normalised(axis: Axis, scores: np.ndarray) -> np.ndarray:
