@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from surgery.graph import ModelGraph
 from surgery.graph.dataflow import followers, source
 from surgery.graph.kinds import has_activation_module
+from surgery.methods.planners.pruning.weights import effective_weight
 
 _POINTS = np.linspace(-8, 8, 1601)
 _WEIGHTS = np.exp(-(_POINTS**2) / 2) / np.exp(-(_POINTS**2) / 2).sum()
@@ -67,7 +68,7 @@ class ChannelMoments:
         read = [self._moments.get(parent) for parent in node.all_input_nodes]
         if kind == "norm":
             return self._behind_norm(node)
-        if not read or any(moments is None for moments in read[:1]):
+        if not read:
             return None
         rules: dict[str, Callable[[fx.Node, list[Moments | None]], Moments | None]] = {
             "act": lambda node, read: self._activated(node, read[0]),
@@ -75,6 +76,8 @@ class ChannelMoments:
             "cat": _concatenated,
             "mul": _gated,
             "reshape": _flattened,
+            "conv": self._mixed,
+            "linear": self._mixed,
         }
         if kind in rules:
             return rules[kind](node, read)
@@ -97,6 +100,23 @@ class ChannelMoments:
             assert isinstance(module.act, nn.Module)
             return through(module.act, moments)
         return moments
+
+    def _mixed(self, node: fx.Node, read: list[Moments | None]) -> Moments | None:
+        """What a layer without a norm gives, as a sum of independent values; kernels see the same mean everywhere."""
+        name, first = node.meta.get("module"), read[0]
+        module = self._modules.get(name or "")
+        if first is None or not isinstance(module, nn.Conv2d | nn.Linear):
+            return None
+        groups = module.groups if isinstance(module, nn.Conv2d) else 1
+        weight = effective_weight(self._modules[""], str(name)).double().cpu()
+        taps = weight.reshape(*weight.shape[:2], -1)
+        mean, variance = (torch.from_numpy(values).reshape(groups, -1, 1) for values in (first.mean, first.variance))
+        by_group = taps.unflatten(0, (groups, -1))
+        mixed_mean = (by_group.sum(3) @ mean).flatten()
+        if module.bias is not None:
+            mixed_mean = mixed_mean + module.bias.detach().double().cpu()
+        mixed = (by_group.square().sum(3) @ variance).flatten()
+        return Moments(mixed_mean.numpy(), mixed.numpy(), exact=False)
 
     def _activated(self, node: fx.Node, moments: Moments | None) -> Moments | None:
         name = node.meta.get("module")
@@ -143,8 +163,13 @@ def _concatenated(node: fx.Node, read: list[Moments | None]) -> Moments | None:
 
 def _gated(node: fx.Node, read: list[Moments | None]) -> Moments | None:
     """A gate multiplies each channel of each image by a number that is not known."""
-    first = read[0]
-    return None if first is None or len(read) > 2 else replace(first, exact=False)
+    whole = [
+        moments
+        for moments, operand in zip(read, node.all_input_nodes, strict=True)
+        if operand.meta["shape"] == node.meta["shape"]
+    ]
+    first = whole[0] if len(whole) == 1 else None
+    return None if first is None else replace(first, exact=False)
 
 
 def _flattened(node: fx.Node, read: list[Moments | None]) -> Moments | None:

@@ -3,7 +3,8 @@
 A score is a function of a model and its coupling; what else it needs is bound to it before (``functools.partial``).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from surgery.core.eval_mode import eval_mode
 from surgery.graph.channel_classes import Coupling, Layer
+from surgery.methods.planners.pruning.weights import effective_weight
 
 Score = Callable[[nn.Module, Coupling], np.ndarray]
 Batch = tuple[Tensor, Tensor]
@@ -23,7 +25,7 @@ def l1(model: nn.Module, coupling: Coupling) -> np.ndarray:
     """
     scores = np.zeros(coupling.count())
     for layer in coupling.layers.values():
-        weight = weight_of(model, layer)
+        weight = effective_weight(model, layer.module)
         norms = weight.abs().flatten(1).sum(1, dtype=torch.float64).cpu().numpy()
         if (mean := norms.mean()) > 0:
             np.add.at(scores, layer.writes, norms / mean)
@@ -49,7 +51,7 @@ def taylor(model: nn.Module, coupling: Coupling, batches: Iterable[Batch]) -> np
     Raises:
         ValueError: there is no batch, or the loss is not finite.
     """
-    weights = {layer.module: weight_of(model, layer, detach=False) for layer in readers(coupling)}
+    weights = {layer.module: model.get_submodule(layer.module).get_parameter("weight") for layer in readers(coupling)}
     scores, count = np.zeros(coupling.count()), 0
     device = next(iter(weights.values())).device if weights else torch.device("cpu")
     with eval_mode(model), _requiring_grad(weights.values()), torch.enable_grad():
@@ -65,7 +67,7 @@ def taylor(model: nn.Module, coupling: Coupling, batches: Iterable[Batch]) -> np
     return scores / count
 
 
-def _first_order(coupling: Coupling, weights: dict[str, Tensor], gradients: Iterable[Tensor | None]) -> np.ndarray:
+def _first_order(coupling: Coupling, weights: Mapping[str, Tensor], gradients: Iterable[Tensor | None]) -> np.ndarray:
     terms = np.zeros(coupling.count())
     for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
         if gradient is not None:
@@ -85,23 +87,14 @@ def readers(coupling: Coupling) -> list[Layer]:
     return [layer for layer in coupling.layers.values() if not layer.depthwise]
 
 
-def weight_of(model: nn.Module, layer: Layer, detach: bool = True) -> Tensor:
-    """A layer's weight."""
-    weight = model.get_submodule(layer.module).weight
-    assert isinstance(weight, Tensor)
-    return weight.detach() if detach else weight
-
-
-class _requiring_grad:
+@contextmanager
+def _requiring_grad(weights: Iterable[Tensor]) -> Iterator[None]:
     """Frozen weights take part in the gradient for a while."""
-
-    def __init__(self, weights: Iterable[Tensor]) -> None:
-        self._frozen = [weight for weight in weights if not weight.requires_grad]
-
-    def __enter__(self) -> None:
-        for weight in self._frozen:
+    frozen = [weight for weight in weights if not weight.requires_grad]
+    try:
+        for weight in frozen:
             weight.requires_grad_(True)
-
-    def __exit__(self, *_: object) -> None:
-        for weight in self._frozen:
+        yield
+    finally:
+        for weight in frozen:
             weight.requires_grad_(False)

@@ -60,9 +60,10 @@ def units_of(position: int, axis: Axis, scores: np.ndarray, steps: Sequence[int]
     if not steps:
         return []
     order = axis.classes[np.argsort(scores[axis.classes], kind="stable")]
-    ends = np.cumsum(steps)
-    starts = ends - steps
-    means = np.add.reduceat(scores[order[: ends[-1]]], starts) / steps
+    counts = np.array(steps, np.int64)
+    ends = np.cumsum(counts)
+    starts = ends - counts
+    means = np.add.reduceat(scores[order[: ends[-1]]], starts) / counts
     worth = np.maximum.accumulate(means).tolist()
     fractions = (ends / len(order)).tolist()
     return [

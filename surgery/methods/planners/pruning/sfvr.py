@@ -14,15 +14,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from surgery.calibration.patches import padded_as
 from surgery.core.eval_mode import eval_mode
 from surgery.graph import ModelGraph
 from surgery.graph.channel_classes import Coupling, Layer
-from surgery.graph.kinds import STANDARDISED
 from surgery.methods.planners.pruning.moments import ChannelMoments
-from surgery.methods.planners.pruning.scores import readers, weight_of
+from surgery.methods.planners.pruning.scores import readers
+from surgery.methods.planners.pruning.weights import effective_weight
 
 MOST_ELEMENTS = 1 << 24  # of the patches that are held at a time
 
@@ -53,7 +52,9 @@ def sfvr(model: nn.Module, coupling: Coupling, images: Iterable[Tensor]) -> np.n
     scores = np.zeros(coupling.count())
     for layer in layers:
         statistics = measured[layer.module]
-        contributions = contributed(effective_weight(model, layer), layer.groups, statistics.inputs.covariance())
+        if not statistics.inputs.count:  # it runs in training only
+            continue
+        contributions = contributed(effective_weight(model, layer.module), layer.groups, statistics.inputs.covariance())
         ratios = variance_ratios(contributions, layer.groups, statistics.outputs.covariance().flatten())
         np.add.at(scores, layer.reads, ratios)
     return scores
@@ -72,12 +73,14 @@ def sfvr_from_norms(model: nn.Module, coupling: Coupling, graph: ModelGraph) -> 
     moments = ChannelMoments(graph, model)
     scores = np.zeros(coupling.count())
     for layer in _that_read_channels(coupling):
+        if not graph.calls[layer.module]:  # it runs in training only
+            continue
         known = moments.inputs(layer.module)
         if known is None:
             raise ValueError(
                 f"sfvr needs images=: no BatchNorm says what variance the channels have that {layer.module!r} reads"
             )
-        weight = effective_weight(model, layer)
+        weight = effective_weight(model, layer.module)
         variances = torch.from_numpy(known.variance)
         contributions = weight.double().flatten(2).square().sum(2) if weight.dim() > 2 else weight.double().square()
         contributions = _by_input(contributions, layer.groups) * variances[:, None]
@@ -131,67 +134,46 @@ class _Measured:
         self.inputs, self.outputs = _Covariance(), _Covariance()
 
     def add(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(layer, nn.Conv2d):
-            padded = padded_as(layer, inputs[0])
-            taps = layer.kernel_size[0] * layer.kernel_size[1]
-            at_once = max(1, MOST_ELEMENTS // (taps * padded[0].numel()))
-            for some in padded.split(at_once):
-                self.inputs.add(_patches(layer, some))
-            self.outputs.add(output.transpose(0, 1).flatten(1)[:, None])
-        else:
-            self.inputs.add(inputs[0].flatten(0, -2).T[:, None])
-            self.outputs.add(output.flatten(0, -2).T[:, None])
-
-
-def _patches(conv: nn.Conv2d, padded: Tensor) -> Tensor:
-    """What a convolution reads of each channel: (channels, k², positions of all images)."""
-    rows = F.unfold(padded, conv.kernel_size, dilation=conv.dilation, stride=conv.stride)  # type: ignore[arg-type]
-    return rows.unflatten(1, (padded.shape[1], -1)).permute(1, 2, 0, 3).flatten(2)
+        if not isinstance(layer, nn.Conv2d):
+            self.inputs.add(inputs[0].flatten(0, -2)[:, :, None, None])
+            self.outputs.add(output.flatten(0, -2)[:, :, None, None])
+            return
+        padded = padded_as(layer, inputs[0])
+        taps = layer.kernel_size[0] * layer.kernel_size[1]
+        for some in padded.split(max(1, MOST_ELEMENTS // (taps * padded[0].numel()))):
+            self.inputs.add(some, layer)
+        self.outputs.add(output)
 
 
 class _Covariance:
-    """Covariances of small vectors, of many kinds at once, over all samples that were added."""
+    """Covariances of small vectors, one kind for each channel, over all samples that were added."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.shift: Tensor | None = None  # near the mean, so that nothing cancels
+    sum: Tensor | float = 0.0
+    products: Tensor | float = 0.0
+    count = 0
 
-    def add(self, samples: Tensor) -> None:
-        """Add samples (kinds, size, n)."""
-        if self.shift is None:
-            self.shift = samples.mean(2, keepdim=True)
-            self.sum = torch.zeros(samples.shape[:2], dtype=torch.float64, device=samples.device)
-            self.products = torch.zeros(
-                (*samples.shape[:2], samples.shape[1]), dtype=torch.float64, device=samples.device
-            )
-        centred = samples - self.shift
-        self.sum += centred.sum(2, dtype=torch.float64)
-        self.products += (centred @ centred.mT).double()
-        self.count += samples.shape[2]
+    def add(self, maps: Tensor, read_by: nn.Conv2d | None = None) -> None:
+        """Add maps (N, C, H, W): the patches that a convolution reads of each channel, or else each number alone."""
+        maps = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
+        if not self.count:
+            self.shift = maps.mean((0, 2, 3), keepdim=True)  # near the mean, so that nothing cancels
+        rows = _patches(maps - self.shift, read_by)
+        products = rows.square().sum((0, 3))[:, :, None] if rows.shape[2] == 1 else (rows @ rows.mT).sum(0)
+        self.sum = self.sum + rows.sum((0, 3)).double()
+        self.products = self.products + products.double()
+        self.count += rows.shape[0] * rows.shape[3]
 
     def covariance(self) -> Tensor:
-        """(kinds, size, size), float64."""
+        """(channels, size, size), float64."""
+        assert isinstance(self.sum, Tensor) and isinstance(self.products, Tensor)
         mean = self.sum / self.count
         return self.products / self.count - mean[:, :, None] * mean[:, None, :]
 
 
-def effective_weight(model: nn.Module, layer: Layer) -> Tensor:
-    """The weight that a layer computes with, which some standardise at every call."""
-    module = model.get_submodule(layer.module)
-    if not isinstance(module, STANDARDISED):
-        return weight_of(model, layer)
-    with torch.no_grad(), _ConvolutionWeights() as seen:
-        side = max(module.kernel_size) * max(module.dilation)
-        module(torch.zeros(1, module.in_channels, side, side, dtype=module.weight.dtype, device=module.weight.device))
-    return seen.weight
-
-
-class _ConvolutionWeights(TorchFunctionMode):
-    """Notes the weight of the convolution that is called."""
-
-    weight: Tensor
-
-    def __torch_function__(self, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
-        if func is F.conv2d:
-            self.weight = args[1]
-        return func(*args, **(kwargs or {}))  # type: ignore[operator]
+def _patches(maps: Tensor, conv: nn.Conv2d | None) -> Tensor:
+    """What a convolution reads of each channel of padded maps: (N, channels, k², positions)."""
+    if conv is None or conv.kernel_size == (1, 1):
+        down, across = (1, 1) if conv is None else conv.stride
+        return maps[:, :, ::down, ::across].flatten(2)[:, :, None]
+    rows = F.unfold(maps, conv.kernel_size, dilation=conv.dilation, stride=conv.stride)
+    return rows.unflatten(1, (maps.shape[1], -1))
