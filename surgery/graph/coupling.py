@@ -14,14 +14,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.layers import LayerNorm2d
+from timm import layers as timm_layers
 from torch import Tensor, fx, nn
 
 from surgery.graph.channel_classes import Coupling, Layer, Side, connected
 from surgery.graph.dataflow import conv_spec
 from surgery.graph.recorder import ModelGraph
 
-CHANNELS_FIRST = (LayerNorm2d,)
+CHANNELS_FIRST = tuple(  # which of them there are depends on timm's version
+    getattr(timm_layers, name)
+    for name in (
+        *("LayerNorm2d", "LayerNorm2dFp32", "LayerNormExp2d", "LayerNormAct2d", "LayerNormAct2dFp32"),
+        *("RmsNorm2d", "RmsNorm2dFp32", "SimpleNorm2d", "SimpleNorm2dFp32"),
+    )
+    if hasattr(timm_layers, name)
+)
 NOT_A_CHANNEL = 0  # the number of batch, image and whatever was never followed: frozen
 MOST_ELEMENTS = 1 << 24  # of a tensor whose numbers are moved one by one
 
@@ -126,6 +133,8 @@ class _Walker:
         if node.op == "call_module":
             rules = {"conv": self.convolution, "linear": self.linear, "norm": self.norm, "act": self.same}
             rules["scale"] = self.same
+            if isinstance(self.graph.modules[node.meta["module"]], timm_layers.LayerScale):
+                return self.scaled_tokens
             rules |= {"identity": self.same, "reshape": self.flattening} | dict.fromkeys(_SPATIAL, self.spatial)
             return rules.get(kind or "")
         if name in _MOVES:
@@ -203,8 +212,9 @@ class _Walker:
         assert numbers is not None
         if getattr(module, "normalized_shape", None) and not any(True for _ in module.parameters()):
             self.freeze(numbers, f"{name} normalises it and has no parameters of a size")
-        if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
-            self.tie_blocks(numbers, module.num_groups)
+        groups = getattr(module, "num_groups", getattr(module, "groups", 1))  # of a GroupNorm or an EvoNorm
+        if isinstance(groups, int) and groups > 1:
+            self.tie_blocks(numbers, groups)
         if not self.per_channel(name, numbers):
             return None
         return numbers.reshape([-1 if axis == dim else 1 for axis in range(len(shape))])
@@ -218,6 +228,11 @@ class _Walker:
         if held and (self.axis(source) is None or not self.graph.called_once(name)):
             return None
         return numbers if not held or self.per_channel(name, numbers.flatten()) else None
+
+    def scaled_tokens(self, node: fx.Node) -> Tensor | None:
+        """A LayerScale of tokens (N, tokens, channels), or of a map with its channels last."""
+        source = node.all_input_nodes[0]
+        return self.same(node) if self.axis(source) == len(source.meta["shape"]) - 1 else None
 
     def per_channel(self, name: str, numbers: Tensor) -> bool:
         """Whether all that a module holds is one number, or one for each channel; these go with the channels."""
@@ -417,7 +432,7 @@ class _Walker:
 
 def _norm_dim(module: nn.Module, rank: int) -> int:
     """The dimension whose channels a normalisation has parameters for."""
-    return rank - 1 if isinstance(module, nn.LayerNorm) and not isinstance(module, CHANNELS_FIRST) else 1
+    return rank - 1 if hasattr(module, "normalized_shape") and not isinstance(module, CHANNELS_FIRST) else 1
 
 
 def _tied_tensors(modules: dict[str, nn.Module]) -> set[int]:
