@@ -13,6 +13,7 @@ from surgery.graph.channel_classes import Coupling
 from surgery.graph.training_heads import couple_all
 from surgery.methods.planners.pruning.axes import Axis, AxisPatterns, axes_of, frozen_layers, wanted_axes
 from surgery.methods.planners.pruning.costs import PrunedCosts
+from surgery.methods.planners.pruning.rehearsal import Rehearsal
 from surgery.methods.planners.pruning.request import PruningRequest
 from surgery.methods.planners.pruning.scores import Score
 from surgery.methods.planners.pruning.selection import (
@@ -91,7 +92,7 @@ def prune_plan(
         ValueError: a pattern matches nothing.
     """
     coupling = couple_all(graph, model)
-    selection = _Selection(graph, coupling, request)
+    selection = _Selection(graph, model, coupling, request)
     gone, current, remaining = selection.nothing(), model, coupling
     for step in range(1, request.steps + 1):
         scores = score(current, remaining).copy()
@@ -110,7 +111,7 @@ def prune_plan(
 class _Selection:
     """The axes of a network that a request is for, and which of their channels go by given scores."""
 
-    def __init__(self, graph: ModelGraph, coupling: Coupling, request: PruningRequest) -> None:
+    def __init__(self, graph: ModelGraph, model: nn.Module, coupling: Coupling, request: PruningRequest) -> None:
         self.coupling, self.request = coupling, request
         self.costs = PrunedCosts(graph, coupling)
         assert isinstance(request.include, tuple) and isinstance(request.exclude, tuple)
@@ -119,6 +120,8 @@ class _Selection:
         self.patterns.check(everything)
         self.axes, self.skipped = wanted_axes(everything, self.patterns)
         self.skipped += frozen_layers(coupling)
+        self.axes, failed = Rehearsal(graph, model, coupling, self.costs).narrowable(self.axes)
+        self.skipped += failed
 
     def nothing(self) -> np.ndarray:
         return np.zeros(self.coupling.count(), bool)
