@@ -32,25 +32,27 @@ class Rehearsal:
 
     def narrowable(self, axes: Sequence[Axis]) -> tuple[list[Axis], list[Skipped]]:
         """The axes that can get narrower, and the others with the reason."""
-        wide = [axis for axis in axes if len(axis.classes) > 1]
         if self.graph.needs_values:  # such a forward does not run without values
             return list(axes), []
-        failed = self._failing(wide)
+        failed = self._failing([axis for axis in axes if len(axis.classes) > 1])
+        if not failed:
+            return list(axes), []
         rest = [axis for axis in axes if axis.name not in failed]
         reason = self._failure([axis for axis in rest if len(axis.classes) > 1])
-        if reason:  # they fail together only
-            failed, rest = {axis.name: reason for axis in axes}, []
+        if reason:
+            failed, rest = failed | {axis.name: reason for axis in rest}, []
         return rest, [Skipped(name, why) for name, why in failed.items()]
 
     def _failing(self, axes: Sequence[Axis]) -> dict[str, str]:
-        """Axes that fail by themselves, with the reason."""
+        """Axes that fail by themselves, or else together, with the reason."""
         reason = self._failure(axes)
         if not reason:
             return {}
         if len(axes) == 1:
             return {axes[0].name: reason}
         middle = len(axes) // 2
-        return self._failing(axes[:middle]) | self._failing(axes[middle:])
+        alone = self._failing(axes[:middle]) | self._failing(axes[middle:])
+        return alone or {axis.name: reason for axis in axes}  # they fail together only
 
     def _failure(self, axes: Sequence[Axis]) -> str:
         """Why the model does not run with one class of each axis less, or ""."""
