@@ -56,13 +56,14 @@ def patches(layer: nn.Module, x: Tensor, places: tuple[Tensor, ...]) -> Tensor:
         return at(x, places)[:, :, None]
     conv = cast(nn.Conv2d, layer)
     (kh, kw), (sh, sw), (dh, dw) = conv.kernel_size, conv.stride, conv.dilation
-    padded = _padded(conv, x)
+    padded = padded_as(conv, x)
     image, i, j = places
     taps = [padded[image, :, i * sh + a * dh, j * sw + b * dw] for a in range(kh) for b in range(kw)]
     return torch.stack(taps, dim=2).reshape(len(image), conv.groups, -1)
 
 
-def _padded(conv: nn.Conv2d, x: Tensor) -> Tensor:
+def padded_as(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Maps (N, C, H, W) with the padding that a convolution adds."""
     (kh, kw), (sh, sw), (dh, dw) = conv.kernel_size, conv.stride, conv.dilation
     if isinstance(conv, Conv2dSame):
         tall, wide = get_same_padding(x.shape[2], kh, sh, dh), get_same_padding(x.shape[3], kw, sw, dw)

@@ -39,12 +39,26 @@ class Layer:
     macs: int
     groups: int = 1
 
-    def macs_without(self, gone: np.ndarray) -> float:
+    @property
+    def depthwise(self) -> bool:
+        """Whether each output reads one input."""
+        return self.groups == len(self.reads) > 1
+
+    def macs_without(self, gone: np.ndarray) -> int:
         """Multiply-accumulates when the classes ``gone`` are removed."""
-        outputs = (~np.isin(self.writes, gone)).mean()
-        if self.groups == len(self.reads):
-            return self.macs * outputs
-        return self.macs * outputs * (~np.isin(self.reads, gone)).mean()
+        return self.macs_with(int((~np.isin(self.reads, gone)).sum()), int((~np.isin(self.writes, gone)).sum()))
+
+    def macs_with(self, inputs: int, outputs: int) -> int:
+        """Multiply-accumulates with so many of the inputs and outputs."""
+        if self.depthwise:
+            return self.macs * outputs // len(self.writes)
+        return self.macs * outputs * inputs // (len(self.writes) * len(self.reads))
+
+    def without(self, gone: np.ndarray) -> "Layer":
+        """The layer when the classes ``gone`` are removed."""
+        reads, writes = (numbers[~np.isin(numbers, gone)] for numbers in (self.reads, self.writes))
+        groups = len(reads) if self.depthwise else self.groups
+        return Layer(self.module, reads, writes, self.macs_with(len(reads), len(writes)), groups)
 
 
 @dataclass
@@ -66,6 +80,33 @@ class Coupling:
         written = [layer.writes for layer in self.layers.values()]
         classes = np.unique(np.concatenate(written)) if written else np.empty(0, np.int64)
         return classes[[number not in self.frozen for number in classes.tolist()]]
+
+    def count(self) -> int:
+        """A number above every class's."""
+        numbers = [side.numbers for side in self.sides]
+        numbers += [side for layer in self.layers.values() for side in (layer.reads, layer.writes)]
+        return 1 + max((int(side.max()) for side in numbers if side.size), default=0)
+
+    def without(self, gone: np.ndarray) -> "Coupling":
+        """What is left when the classes ``gone`` are removed; classes keep their numbers."""
+        stays = self._stays(gone)
+        sides = [Side(s.module, s.parameter, s.dim, s.numbers[stays[s.numbers]]) for s in self.sides]
+        return Coupling({name: layer.without(gone) for name, layer in self.layers.items()}, sides, self.frozen)
+
+    def kept(self, gone: np.ndarray) -> dict[tuple[str, str], dict[int, np.ndarray]]:
+        """Indices that stay of every (module, parameter) and dimension that loses some to the classes ``gone``."""
+        keep: dict[tuple[str, str], dict[int, np.ndarray]] = {}
+        stays = self._stays(gone)
+        for side in self.sides:
+            mask = stays[side.numbers]
+            if not mask.all():
+                keep.setdefault((side.module, side.parameter), {})[side.dim] = np.flatnonzero(mask)
+        return keep
+
+    def _stays(self, gone: np.ndarray) -> np.ndarray:
+        mask = np.ones(self.count(), bool)
+        mask[gone] = False
+        return mask
 
 
 def connected(count: int, edges: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

@@ -8,19 +8,27 @@ not understood freezes the channels that it touches, with the reason.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
-from timm.layers import LayerNorm2d
+from timm import layers as timm_layers
 from torch import Tensor, fx, nn
 
 from surgery.graph.channel_classes import Coupling, Layer, Side, connected
 from surgery.graph.dataflow import conv_spec
 from surgery.graph.recorder import ModelGraph
 
-CHANNELS_FIRST = (LayerNorm2d,)
+CHANNELS_FIRST = tuple(  # which of them there are depends on timm's version
+    getattr(timm_layers, name)
+    for name in (
+        *("LayerNorm2d", "LayerNorm2dFp32", "LayerNormExp2d", "LayerNormAct2d", "LayerNormAct2dFp32"),
+        *("RmsNorm2d", "RmsNorm2dFp32", "SimpleNorm2d", "SimpleNorm2dFp32"),
+    )
+    if hasattr(timm_layers, name)
+)
 NOT_A_CHANNEL = 0  # the number of batch, image and whatever was never followed: frozen
 MOST_ELEMENTS = 1 << 24  # of a tensor whose numbers are moved one by one
 
@@ -61,6 +69,7 @@ class _Walker:
         self.raw_layers: list[tuple[str, Tensor, Tensor, int, int]] = []
         self.raw_sides: list[tuple[str, str, int, Tensor]] = []
         self.parameters: dict[str, Tensor] = {}
+        self.tied = _tied_tensors(graph.modules)
 
     # what is known of a node
 
@@ -124,6 +133,8 @@ class _Walker:
         if node.op == "call_module":
             rules = {"conv": self.convolution, "linear": self.linear, "norm": self.norm, "act": self.same}
             rules["scale"] = self.same
+            if isinstance(self.graph.modules[node.meta["module"]], timm_layers.LayerScale):
+                return self.scaled_tokens
             rules |= {"identity": self.same, "reshape": self.flattening} | dict.fromkeys(_SPATIAL, self.spatial)
             return rules.get(kind or "")
         if name in _MOVES:
@@ -149,6 +160,8 @@ class _Walker:
             return
         if shape and math.prod(shape) <= MOST_ELEMENTS:
             name = str(node.target)
+            if not self.is_stored(name):
+                return
             if name not in self.parameters:
                 self.parameters[name] = self.fresh(*shape)
             self.numbers[node] = self.parameters[name]
@@ -160,7 +173,7 @@ class _Walker:
         if name is None or reads is None or not self.usable(name):
             return None
         module = self.graph.modules[name]
-        if spec.groups == spec.in_channels and spec.out_channels % spec.in_channels == 0:
+        if spec.groups == spec.in_channels > 1 and spec.out_channels % spec.in_channels == 0:
             writes = reads.repeat_interleave(spec.out_channels // spec.in_channels)
         else:
             writes = self.fresh(spec.out_channels)
@@ -197,8 +210,11 @@ class _Walker:
             return None
         numbers = self.along(source, dim, shape[dim])
         assert numbers is not None
-        if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
-            self.tie_blocks(numbers, module.num_groups)
+        if getattr(module, "normalized_shape", None) and not any(True for _ in module.parameters()):
+            self.freeze(numbers, f"{name} normalises it and has no parameters of a size")
+        groups = getattr(module, "num_groups", getattr(module, "groups", 1))  # of a GroupNorm or an EvoNorm
+        if isinstance(groups, int) and groups > 1:
+            self.tie_blocks(numbers, groups)
         if not self.per_channel(name, numbers):
             return None
         return numbers.reshape([-1 if axis == dim else 1 for axis in range(len(shape))])
@@ -213,14 +229,22 @@ class _Walker:
             return None
         return numbers if not held or self.per_channel(name, numbers.flatten()) else None
 
+    def scaled_tokens(self, node: fx.Node) -> Tensor | None:
+        """A LayerScale of tokens (N, tokens, channels), or of a map with its channels last."""
+        source = node.all_input_nodes[0]
+        return self.same(node) if self.axis(source) == len(source.meta["shape"]) - 1 else None
+
     def per_channel(self, name: str, numbers: Tensor) -> bool:
         """Whether all that a module holds is one number, or one for each channel; these go with the channels."""
         module = self.graph.modules[name]
         held = [(key, t) for key, t in [*module.named_parameters(), *module.named_buffers()] if t.numel() > 1]
         if any(t.numel() != len(numbers) or max(t.shape) != len(numbers) for _, t in held):
             return False
+        if any(not self.is_stored(f"{name}.{key}".strip(".")) for key, _ in held):
+            return False
         for key, tensor in held:
-            self.side(name, key, tensor.shape.index(len(numbers)), numbers)
+            owner, _, parameter = f"{name}.{key}".rpartition(".")
+            self.side(owner, parameter, tensor.shape.index(len(numbers)), numbers)
         return True
 
     def spatial(self, node: fx.Node) -> Tensor | None:
@@ -358,7 +382,19 @@ class _Walker:
         return first.flatten().expand(size)
 
     def usable(self, name: str) -> bool:
-        return self.graph.called_once(name) and "weight" in self.graph.modules[name]._parameters
+        """Whether a layer runs once, with a weight that is a parameter of its own."""
+        module = self.graph.modules[name]
+        tied = any(id(tensor) in self.tied for tensor in module._parameters.values())
+        return self.graph.called_once(name) and "weight" in module._parameters and not tied
+
+    def is_stored(self, name: str) -> bool:
+        """Whether a tensor is one that a file holds: a parameter or persistent buffer, under one name."""
+        owner, _, key = name.rpartition(".")
+        module = self.graph.modules.get(owner)
+        if module is None:
+            return False
+        tensor = {**module._parameters, **module._buffers}.get(key)
+        return tensor is not None and id(tensor) not in self.tied and key not in module._non_persistent_buffers_set
 
     def side(self, module: str, parameter: str, dim: int, numbers: Tensor) -> None:
         self.raw_sides.append((module, parameter, dim, numbers))
@@ -396,7 +432,18 @@ class _Walker:
 
 def _norm_dim(module: nn.Module, rank: int) -> int:
     """The dimension whose channels a normalisation has parameters for."""
-    return rank - 1 if isinstance(module, nn.LayerNorm) and not isinstance(module, CHANNELS_FIRST) else 1
+    return rank - 1 if hasattr(module, "normalized_shape") and not isinstance(module, CHANNELS_FIRST) else 1
+
+
+def _tied_tensors(modules: dict[str, nn.Module]) -> set[int]:
+    """Parameters and buffers that several modules hold, by identity."""
+    held = [
+        t
+        for m in {id(m): m for m in modules.values()}.values()
+        for t in (*m._parameters.values(), *m._buffers.values())
+    ]
+    counts = Counter(id(tensor) for tensor in held if tensor is not None)
+    return {number for number, count in counts.items() if count > 1}
 
 
 def _name(node: fx.Node) -> str:

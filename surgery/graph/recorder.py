@@ -140,8 +140,23 @@ def _float_dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
 
-def _run(model: nn.Module, skeleton: nn.Module, images: Tensor, listed: bool) -> ModelGraph:
-    skeleton.eval()
+def record_training(model: nn.Module, input_shape: tuple[int, ...]) -> ModelGraph:
+    """Record the forward of training mode on two images (C, H, W), with whatever heads only training uses.
+
+    Raises:
+        TraceError: it fails.
+    """
+    try:
+        with generators_kept(), _quiet_fakes(), FakeTensorMode(allow_non_fake_inputs=True):
+            skeleton = copy_with(model, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype))
+            images = torch.empty((2, *input_shape), dtype=_float_dtype(model))
+            return _run(model, skeleton, images, listed=False, training=True)
+    except Exception as error:  # any forward may raise anything
+        raise TraceError(f"the forward of training mode fails: {type(error).__name__}: {error!s:.200}") from error
+
+
+def _run(model: nn.Module, skeleton: nn.Module, images: Tensor, listed: bool, training: bool = False) -> ModelGraph:
+    skeleton.train(training)
     with unset_fake_temporarily():
         kinds = {name: module_kind(module) for name, module in model.named_modules()}
     recorder = CallRecorder(skeleton, kinds)

@@ -111,3 +111,29 @@ def test_a_residual_stream_is_one_set_of_channels():
         assert np.array_equal(coupling.layers[name].writes, stream)
     for name in ("1.conv1", "2.conv1", "3"):
         assert np.array_equal(coupling.layers[name].reads, stream)
+
+
+def test_tied_weights_and_buffers_that_no_file_holds_stay():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.one, self.two = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+            self.two.weight = self.one.weight
+            self.register_buffer("gain", torch.ones(8, 1, 1), persistent=False)
+            self.free, self.last = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 5, 1)
+
+        def forward(self, x):
+            x = self.two(self.one(self.first(x)))
+            return self.last(torch.relu(self.free(x)) * self.gain)
+
+    coupling = couple(record(Tied(), (3, 8, 8)))
+    assert not len(coupling.removable())
+    assert "one" not in coupling.layers
+
+
+def test_the_scales_of_tokens_and_norms_whose_channels_come_first_are_followed():
+    tokens = couple(record(timm.create_model("test_vit_relpos", **SMALL)))
+    assert ("blocks.0.ls1", "gamma") in {(side.module, side.parameter) for side in tokens.sides}
+    first = couple(record(timm.create_model("test_efficientnet_ln", **SMALL)))
+    assert set(first.frozen.values()) <= {"it is the model's output", "not a channel"}
+    assert np.isin(first.layers["conv_stem"].writes, first.removable()).all()
