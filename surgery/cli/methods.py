@@ -27,6 +27,4 @@ def _methods(args: argparse.Namespace) -> str:
         )
         for name, method in sorted(methods().items())
     ]
-    return (
-        f"{table(HEADER, rows)}\ndocs/methods/NAME.md has a page on each: equations, options, what was measured"
-    )
+    return f"{table(HEADER, rows)}\ndocs/methods/NAME.md has a page on each: equations, options, what was measured"

@@ -1,4 +1,4 @@
-"""``taylor``: remove the channels whose loss to first order is least (Molchanov et al. 2017, 2019), by labelled images."""
+"""``taylor``: remove the channels that the loss depends on least, to first order (Molchanov et al. 2017, 2019)."""
 
 import functools
 from dataclasses import dataclass
@@ -29,6 +29,5 @@ class Taylor:
     where: ClassVar[str] = "any coupled channels but the model's outputs"
 
     def plan(self, graph: ModelGraph, selection: Selection, config: TaylorConfig, evidence: Evidence) -> Proposal:
-        return plan_pruning(
-            graph, selection, config, functools.partial(taylor, batches=tuple(evidence.labelled_images()))
-        )
+        batches = tuple(evidence.labelled_images())
+        return plan_pruning(graph, selection, config, functools.partial(taylor, batches=batches))

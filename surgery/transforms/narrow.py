@@ -33,7 +33,8 @@ class Narrow(Transform):
 
     def __post_init__(self) -> None:
         sizes = Sizes.from_json({"widths": self.widths, "parameters": self.parameters})
-        numbers = [n for entry in (*sizes.widths.values(), *sizes.parameters.values()) for n in entry if n is not None]
+        entries: list[list[Any]] = [*sizes.widths.values(), *sizes.parameters.values()]
+        numbers = [n for entry in entries for n in entry if n is not None]
         if not all(is_whole(n, 0, LARGEST) for n in numbers):
             raise ValueError(f"widths={self.widths!r:.120}: whole numbers up to {LARGEST} are needed")
         object.__setattr__(self, "widths", {name: list(entry) for name, entry in sizes.widths.items()})
@@ -60,7 +61,8 @@ class Narrow(Transform):
         return kept
 
     def work(self, model: nn.Module) -> int:
-        sides = [n for entry in (*self.widths.values(), *self.parameters.values()) for n in entry if n is not None]
+        entries: list[list[Any]] = [*self.widths.values(), *self.parameters.values()]
+        sides = [n for entry in entries for n in entry if n is not None]
         return PER_INDEX * sum(sides) + CALL * len(sides)
 
 

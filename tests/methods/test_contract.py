@@ -53,6 +53,10 @@ SETTINGS = {
     "pix": {},
     "squeeze-conv": {"zeta": 2},
     "dwp": {},
+    "l1": {"macs": 0.6},
+    "random": {"macs": 0.6},
+    "sfvr": {"macs": 0.6},
+    "taylor": {"macs": 0.6},
     centre_tap.CentreTapMethod.name: {},
 }
 CASES = [Case(name, options) for name, options in SETTINGS.items()]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from surgery.graph.channel_classes import Coupling, Layer
-from surgery.planning.request import matches
+from surgery.planning.selection import matches
 from surgery.planning.sites import Skipped
 
 

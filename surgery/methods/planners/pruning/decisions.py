@@ -1,0 +1,36 @@
+"""A pruning as a method's answer: one decision, since widths that share layers can only be changed together."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from surgery.graph import ModelGraph
+from surgery.methods.planners.pruning.options import PruningOptions
+from surgery.methods.planners.pruning.pruning import prune_plan
+from surgery.methods.planners.pruning.request import PruningRequest
+from surgery.methods.planners.pruning.scores import Score
+from surgery.planning.decision import Decision, PlanRow
+from surgery.planning.registry import Proposal
+from surgery.planning.selection import Selection
+from surgery.transforms.narrow import Narrow
+
+
+def plan_pruning(
+    graph: ModelGraph,
+    selection: Selection,
+    options: PruningOptions,
+    score: Score,
+    recalculate: Callable[[nn.Module], None] | None = None,
+) -> Proposal:
+    """Decide which channels go, by a score.
+
+    Args:
+        selection: of the layers that write channels, by name.
+        score, recalculate: as for :func:`prune_plan`.
+    """
+    result = prune_plan(graph, graph.modules[""], score, PruningRequest.of(options, selection), recalculate)
+    rows = tuple(PlanRow(row.name, "channels", (row.before, row.after), row.note, "narrowed") for row in result.rows)
+    if not rows:
+        return Proposal([], list(result.skipped))
+    narrow = Narrow(result.sizes.widths, result.sizes.parameters, lambda model: result.keep)
+    return Proposal([Decision("widths", (narrow,), rows, note=result.note)], list(result.skipped))
