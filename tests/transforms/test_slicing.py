@@ -1,5 +1,6 @@
 """Slicing a model to new widths: what fits, what is refused, and what a slice keeps."""
 
+import copy
 import json
 
 import pytest
@@ -11,7 +12,8 @@ from surgery.core.errors import SurgeryError
 from surgery.graph import record
 from surgery.graph.coupling import couple
 from surgery.graph.skeleton import meta_copy
-from surgery.transforms.slicing import Sizes, sizes, slice_channels
+from surgery.transforms.narrow import narrow_modules
+from surgery.transforms.slicing import Sizes, keep_of_sides, sizes, slice_channels
 
 
 def small() -> nn.Sequential:
@@ -156,3 +158,21 @@ def test_tied_tensors_are_sliced_alike_or_refused():
     slice_channels(model, Sizes({"0": [8, 4], "1": [8, 4]}))
     assert model[0].weight is model[1].weight
     assert model[0].weight.shape == (4, 8, 1, 1)
+
+
+def test_narrowing_by_zeta_is_a_case_of_it():
+    """What zeta's narrowing slices, with groups that keep other inputs each."""
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=2)),
+        *(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 5, 1), nn.Flatten(), nn.Linear(20, 6)),
+    )
+    middle, other = [0, 2, 5, 7], [1, 3, 4, 6]
+    kept = {"0": (None, middle), "1": (middle, None), "2": (middle, other), "3": (other, other), "4": (other, None)}
+    kept["6"] = ([*range(10)], None)
+    widths = {name: [None if side is None else len(side) for side in sides] for name, sides in kept.items()}
+    narrowed, sliced = copy.deepcopy(model), copy.deepcopy(model)
+    narrow_modules(narrowed, widths, kept)
+    slice_channels(sliced, Sizes(widths), keep_of_sides(model, kept))
+    assert repr(narrowed) == repr(sliced)
+    for name, tensor in narrowed.state_dict().items():
+        assert torch.equal(sliced.state_dict()[name], tensor), name
