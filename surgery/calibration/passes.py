@@ -61,10 +61,10 @@ class Passes:
         """How many images take part in the target of that number."""
         return sum(len(batch) for batch in self.given[: self._batches[number]])
 
-    def at(self, target: Target, number: int) -> Iterator[tuple[Tensor, list[Tensor]]]:
-        """What the layer reads, and of what its target is made, batch after batch.
+    def at(self, target: Target, number: int) -> Iterator[tuple[Tensor, list[Tensor], int]]:
+        """What the layer reads, of what its target is made, and how many images these are, batch after batch.
 
-        That is nothing, or what the original has there, or besides it the original's and the converted one's addend.
+        The target is nothing, or what the original has there, or besides it the original's and the converted one's addend.
         """
         for index in range(self._batches[number]):
             if index == len(self._running):
@@ -76,7 +76,7 @@ class Passes:
                 parts.append(teacher.advance(target.aim))
             if target.addends is not None:
                 parts += [teacher.values[target.addends[1]], student.values[target.addends[0]]]
-            yield reads, [part.to(reads.device) for part in parts]
+            yield reads, [part.to(reads.device) for part in parts], len(self.given[index])
             for side, forward in enumerate((student, teacher)):
                 for place in list(forward.values):
                     if self._last.get((side, place), math.inf) <= number:

@@ -1,14 +1,15 @@
-"""Which layers behind a surgery are fitted again, and to what: read off the recorded graphs of both networks."""
+"""Which layers behind a change are fitted again, and to what: read off the recorded graphs of both networks."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import cast
 
 import torch
 from torch import fx, nn
 
+from surgery.calibration.changes import behind_changes
+from surgery.calibration.kept_channels import KeptChannels
 from surgery.calibration.patches import FITTED, outputs_of
 from surgery.graph import ModelGraph
 from surgery.graph.dataflow import sole_user
@@ -24,7 +25,7 @@ MOST_UNKNOWNS, MOST_BEHIND_SURGERY = 5_000, 10_000
 
 @dataclass(frozen=True)
 class Target:
-    """A layer to fit; or, with ``aim`` None, a surgery layer that sets itself from what it reads.
+    """A layer to fit; or, with ``aim`` None, a surgery layer that sets itself from what it reads, or a norm to measure.
 
     Attributes:
         layer: its name, in both networks.
@@ -35,7 +36,7 @@ class Target:
         addends: the other operand of that sum, in the converted and in the original network: the sum is fitted, so
             that what earlier layers left undone is made up for.
         outputs: which of the original's outputs the layer still has; None for all.
-        fixed: only the norm's statistics are measured (why, in a few words).
+        fixed: the layer is a norm, of which only the statistics are measured (why, in a few words).
         elements: numbers that both networks hold for one image while they wait here.
     """
 
@@ -50,37 +51,84 @@ class Target:
 
 
 def targets(
-    converted: ModelGraph, original: ModelGraph, kept: Mapping[str, Sequence[int]] = MappingProxyType({})
+    converted: ModelGraph,
+    original: ModelGraph,
+    channels: KeptChannels | None = None,
+    touched: Collection[str] = (),
 ) -> tuple[list[Target], list[Skipped]]:
-    """Layers behind the first surgery, in the order in which they run, and those that cannot be fitted.
+    """Layers behind the first change, in the order in which they run, and those that cannot be fitted.
 
     Args:
-        kept: of layers that were narrowed, the outputs that they still have.
+        channels: of layers that were narrowed, what they still have.
+        touched: names of the modules that were changed, besides the surgery layers.
     """
-    found: list[Target] = []
-    skipped: list[Skipped] = []
-    own = {name: node for node in original if (name := layer_of(original, node) or node.meta.get("module"))}
-    for node in _behind_surgery(converted):
+    finder = _Finder(converted, original, channels or KeptChannels(original, {}))
+    for node in behind_changes(converted, original, touched, finder.channels):
+        finder.visit(node)
+    return finder.found, finder.skipped
+
+
+class _Finder:
+    """Takes the nodes behind a surgery in order, and collects what is to be done there."""
+
+    def __init__(self, converted: ModelGraph, original: ModelGraph, channels: KeptChannels) -> None:
+        self.converted, self.original, self.channels = converted, original, channels
+        self.found: list[Target] = []
+        self.skipped: list[Skipped] = []
+        self.own = {name: node for node in original if (name := layer_of(original, node) or node.meta.get("module"))}
+        self._unfitted: dict[fx.Node, str] = {}
+
+    def visit(self, node: fx.Node) -> None:
         if node.meta["kind"] == "surgery":
-            if converted.called_once(node.meta["module"]):
-                place = Place(node.meta["module"], False)
-                found.append(Target(place.module, None, place, None, elements=live_elements(converted, node)))
-            continue
-        name = layer_of(converted, node)
-        if name is None:
-            continue
-        reason = _cannot(converted, node, name) or ("" if name in own else "the original network has no such layer")
-        reason = reason or _cannot(original, own[name], name) or _too_many(converted, node, name)
-        if reason:
-            skipped.append(Skipped(name, reason))
-        else:
-            target = _target(converted, original, node, own[name], name)
-            if outputs_of(converted.modules[name]) != outputs_of(original.modules[name]):
-                target = _narrowed(target, outputs_of(converted.modules[name]), kept.get(name))
-            aim = cast(Place, target.aim)
-            behind = next((n for n in original if n.meta.get("module") == aim.module), own[name])
-            found.append(replace(target, elements=live_elements(converted, node) + live_elements(original, behind)))
-    return found, skipped
+            self._start(node)
+        elif (name := layer_of(self.converted, node)) is not None:
+            self._fit(node, name)
+        elif node.meta["kind"] == "norm":
+            self._measure(node)
+
+    def _start(self, node: fx.Node) -> None:
+        name = node.meta["module"]
+        if self.converted.called_once(name):
+            elements = live_elements(self.converted, node)
+            self.found.append(Target(name, None, Place(name, False), None, elements=elements))
+
+    def _fit(self, node: fx.Node, name: str) -> None:
+        target = None
+        if not (reason := self._obstacle(node, name)):
+            target = _target(self.converted, self.original, node, self.own[name], name)
+            width, full = (outputs_of(graph.modules[name]) for graph in (self.converted, self.original))
+            if width != full:
+                kept = self.channels.outputs(name, width)
+                target = replace(target, outputs=kept) if kept is not None else None
+                reason = "narrowed: which outputs were kept is not known here"
+        if target is None:
+            self._unfitted[node] = reason
+            self.skipped.append(Skipped(name, reason))
+            return
+        aim = cast(Place, target.aim)
+        behind = next((n for n in self.original if n.meta.get("module") == aim.module), self.own[name])
+        elements = live_elements(self.converted, node) + live_elements(self.original, behind)
+        self.found.append(replace(target, elements=elements))
+
+    def _obstacle(self, node: fx.Node, name: str) -> str:
+        """Why a layer cannot be fitted, or ""."""
+        if reason := _cannot(self.converted, node, name):
+            return reason
+        if name not in self.own:
+            return "the original network has no such layer"
+        return _cannot(self.original, self.own[name], name) or _too_many(self.converted, node, name)
+
+    def _measure(self, node: fx.Node) -> None:
+        """A BatchNorm behind a layer that is not fitted learns what it reads now."""
+        name, before = cast("str | None", node.meta.get("module")), node.all_input_nodes[0]
+        reason = self._unfitted.get(before, "" if name in self.own else "the original network has no such norm")
+        if not reason or name is None or not isinstance(self.converted.modules[name], nn.BatchNorm2d):
+            return
+        norm = cast(nn.BatchNorm2d, self.converted.modules[name])
+        if norm.running_mean is None or not self.converted.called_once(name) or len(node.meta["shape"]) != 4:
+            return
+        place, elements = Place(name, False), live_elements(self.converted, node)
+        self.found.append(Target(name, name, place, None, fixed=reason, elements=elements))
 
 
 def layer_of(graph: ModelGraph, node: fx.Node) -> str | None:
@@ -106,16 +154,6 @@ def _right_behind_surgery(graph: ModelGraph, norm: fx.Node) -> bool:
     return before.meta.get("kind") == "surgery" and sole_user(before) is norm and len(norm.meta["shape"]) == 4
 
 
-def _behind_surgery(graph: ModelGraph) -> Iterator[fx.Node]:
-    """Surgery layers, and the nodes that depend on one, in order."""
-    behind: set[fx.Node] = set()
-    for node in graph:
-        if node.meta.get("kind") == "surgery" or any(source in behind for source in node.all_input_nodes):
-            behind.add(node)
-            if node.op != "output":
-                yield node
-
-
 def _cannot(graph: ModelGraph, node: fx.Node, name: str) -> str:
     layer = graph.modules[name]
     if type(layer) not in FITTED:
@@ -125,7 +163,7 @@ def _cannot(graph: ModelGraph, node: fx.Node, name: str) -> str:
     if "weight" not in layer._parameters:
         return "its weight is computed at call time"
     shape = node.all_input_nodes[0].meta["shape"]
-    if shape is None or len(shape) != (2 if isinstance(layer, nn.Linear) else 4):
+    if shape is None or len(shape) not in ((2, 3, 4) if isinstance(layer, nn.Linear) else (4,)):
         return f"reads a tensor of shape {shape}"
     return ""
 
@@ -153,17 +191,11 @@ def _target(converted: ModelGraph, original: ModelGraph, node: fx.Node, own: fx.
     if total is not None and own_total is not None:
         other, own_other = _other(total, last), _other(own_total, own_last)
         places = place_of(converted, other), place_of(original, own_other), place_of(original, own_last)
-        if all(places) and _precedes(converted, other, node):
+        alike = _alike(other, last) and _alike(own_other, own_last)
+        if all(places) and alike and _precedes(converted, other, node):
             addends = cast("tuple[Place, Place]", places[:2])
             return Target(name, norm, reads, cast(Place, places[2]), addends)
     return Target(name, norm, reads, Place(name, True))
-
-
-def _narrowed(target: Target, width: int, kept: Sequence[int] | None) -> Target:
-    plain = replace(target, aim=Place(target.layer, True), addends=None)
-    if kept is None or len(kept) != width:
-        return replace(plain, fixed="narrowed: which outputs were kept is not known here")
-    return replace(plain, outputs=tuple(kept))
 
 
 def _to_sum(graph: ModelGraph, node: fx.Node) -> tuple[str | None, fx.Node, fx.Node | None]:
@@ -190,17 +222,30 @@ def _other(total: fx.Node, operand: fx.Node) -> fx.Node:
     return next(node for node in total.all_input_nodes if node is not operand)
 
 
+def _alike(one: fx.Node, two: fx.Node) -> bool:
+    """Whether two operands are of one shape, so that neither is spread along the other."""
+    return bool(one.meta["shape"] == two.meta["shape"])
+
+
 def place_of(graph: ModelGraph, node: fx.Node) -> Place | None:
-    """Where a hook can see a node's tensor: a module's output, or what a block is called with."""
+    """Where a hook can see a node's tensor: a module's output, what a block is called with, or what a module reads."""
     name = node.meta.get("module")
     if name is not None and graph.called_once(name):
         return Place(name, True)
-    return next((Place(block, False) for block in node.meta.get("enters", []) if graph.called_once(block)), None)
+    blocks = [block for block in node.meta.get("enters", []) if graph.called_once(block)]
+    users = [user for user in node.users if user.meta.get("kind") in ("norm", "conv", "linear") and user.args[0] is node]
+    readers = [user.meta["module"] for user in users if user.meta.get("module") is not None]
+    seen = next((reader for reader in (*blocks, *readers) if graph.called_once(reader)), None)
+    return None if seen is None else Place(seen, False)
 
 
 def _precedes(graph: ModelGraph, one: fx.Node, two: fx.Node) -> bool:
+    """Whether a tensor can be seen before ``two`` runs."""
     order = {node: number for number, node in enumerate(graph)}
-    return order[one] < order[two]
+    place = place_of(graph, one)
+    if place is None or place.output or place.module in one.meta.get("enters", []):
+        return order[one] < order[two]
+    return next(order[user] for user in one.users if user.meta.get("module") == place.module) < order[two]
 
 
 def live_elements(graph: ModelGraph, at: fx.Node) -> int:
