@@ -11,11 +11,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from surgery.calibration import images as image_batches
-from surgery.calibration.absorb import absorb, affine_of, measure_norm, takes_constant
+from surgery.calibration.absorb import absorb, affine_of, inverse_of, measure_norm, takes_constant
 from surgery.calibration.changes import changed_modules
 from surgery.calibration.kept_channels import KeptChannels
 from surgery.calibration.normal_equations import NormalEquations
-from surgery.calibration.patches import at, matrices, patches, sampled
+from surgery.calibration.patches import at, matrices, sampled
+from surgery.calibration.regression import LEAST_FEATURES, Regression
 from surgery.calibration.report import Report, Row
 from surgery.calibration.targets import Target, targets
 from surgery.core.checked_model import check_model, first_weight, unwrapped
@@ -26,9 +27,6 @@ from surgery.transforms.edit import MATCH, check_same_order, history
 
 if TYPE_CHECKING:
     from surgery.calibration.passes import Passes
-
-HOLD_OUT = 5  # one image in five judges the ridge
-LEAST_FEATURES = 2048  # rows of fewer would be cheap, but they are what small layers are fitted from
 
 
 def calibrate(
@@ -111,31 +109,21 @@ def _fit(target: Target, number: int, passes: "Passes", rows_per_feature: float,
         return _start(cast(SurgeryLayer, passes.networks[0].get_submodule(target.layer)), target, number, passes)
     layer, own = (network.get_submodule(target.layer) for network in passes.networks)
     norm, own_norm = (cast(_BatchNorm, n.get_submodule(target.norm)) if target.norm else None for n in passes.networks)
-    sums, scale, shift = _sums(layer, None if own_norm is own else own_norm, target, number, passes, rows_per_feature)
-    _check_finite(sums, target)
-    before = sums.r2(*_current(layer, None if norm is layer else norm, scale, shift))
-    solution = sums.solve(_priors(layer, own, target, channels), takes_constant(layer, norm))
-    absorb(layer, norm, solution.weight, solution.intercept, (scale, shift), sums)
+    after = None if own_norm is own else own_norm
+    regression = Regression(layer, own, after, target, channels)
+    regression.collect(passes, number, rows_per_feature)
+    _check_finite(regression.sums, target)
+    scale, shift = regression.after
+    before = regression.sums.r2(*_current(layer, None if norm is layer else norm, scale, shift))
+    solution = regression.sums.solve(regression.priors(), takes_constant(layer, norm))
+    absorb(layer, norm, solution.weight, solution.intercept, (scale, shift), regression.sums)
     aim = "output" if target.addends is None else "sum"
-    return Row(target.layer, aim, sum(sums.rows), solution.ridge, before, solution.r2)
+    return Row(target.layer, aim, sum(regression.sums.rows), solution.ridge, before, solution.r2)
 
 
 def _check_finite(sums: NormalEquations, target: Target) -> None:
     if not sums.finite:
         raise ValueError(f"calibration met NaN or infinity at {target.layer!r}: finite activations are needed")
-
-
-def _priors(layer: nn.Module, own: nn.Module, target: Target, channels: KeptChannels) -> list[Tensor]:
-    """What a regression may be drawn towards: zero, and what the original has where the layer still has it."""
-    weight = matrices(layer)
-    priors = [torch.zeros_like(weight)]
-    if matrices(own).shape == weight.shape:
-        priors.append(matrices(own).to(weight.device))
-    elif isinstance(layer, _BatchNorm):
-        priors += [] if target.outputs is None else [matrices(own)[list(target.outputs)].to(weight.device)]
-    elif (part := channels.slice_of(target.layer, cast(Tensor, layer.weight).shape)) is not None:
-        priors.append(part.double().reshape(weight.shape).to(weight.device))
-    return priors
 
 
 def _measure(target: Target, number: int, passes: "Passes", rows_per_feature: float) -> Row:
@@ -144,8 +132,8 @@ def _measure(target: Target, number: int, passes: "Passes", rows_per_feature: fl
     sums = NormalEquations(norm.num_features, 1, 1, cast(Tensor, norm.running_mean).device)
     count = math.ceil(rows_per_feature * LEAST_FEATURES / passes.images(number))
     generator = torch.Generator().manual_seed(number)
-    for reads, _, _ in passes.at(target, number):
-        rows = at(reads, sampled(reads, count, generator))
+    for seen in passes.at(target, number):
+        rows = at(seen.reads, sampled(seen.reads, count, generator))
         x = rows.to(torch.promote_types(rows.dtype, torch.float32))[..., None]
         sums.add(x, torch.zeros_like(x), held=False)
     _check_finite(sums, target)
@@ -156,56 +144,12 @@ def _measure(target: Target, number: int, passes: "Passes", rows_per_feature: fl
 def _start(layer: SurgeryLayer, target: Target, number: int, passes: "Passes") -> Row:
     """Let a surgery layer set itself from what it reads."""
     with torch.no_grad():
-        observed = [layer.observe(reads) for reads, _, _ in passes.at(target, number)]
+        observed = [layer.observe(reads) for reads in (seen.reads for seen in passes.at(target, number))]
     rows = [row for row in observed if row is not None]
     if rows:
         layer.start(torch.cat(rows))
     note = f"{type(layer).__name__} set from what it reads" if rows else "as it was"
     return Row(target.layer, "start", passes.images(number), note=note)
-
-
-def _sums(
-    layer: nn.Module,
-    own_norm: _BatchNorm | None,
-    target: Target,
-    number: int,
-    passes: "Passes",
-    rows_per_feature: float,
-) -> tuple[NormalEquations, Tensor, Tensor]:
-    """The sums of a layer's regression, with the (scale, shift) that maps its output to what it is fitted to."""
-    groups, outputs, features = matrices(layer).shape
-    device = cast(Tensor, layer.weight).device
-    sums = NormalEquations(groups, features, outputs, device)
-    kept = slice(None) if target.outputs is None else torch.tensor(target.outputs)
-    scale, shift = (t.to(device) for t in affine_of(own_norm, sums.t[0], kept))
-    inverse, images = _inverse(scale), passes.images(number)
-    count = math.ceil(rows_per_feature * max(features, LEAST_FEATURES) / images)
-    generator = torch.Generator().manual_seed(number)
-    first = 0
-    for reads, parts, size in passes.at(target, number):
-        maps = len(parts[0]) // size  # of each image: windows, for example
-        places = sampled(parts[0], math.ceil(count / maps), generator, isinstance(layer, nn.Linear))
-        t = _targets_at(parts, places, kept).reshape(-1, groups, outputs)
-        if target.addends is not None:
-            t = (t - shift) * inverse
-        image = places[0] // maps + first if images >= HOLD_OUT else torch.arange(len(t), device=t.device)
-        held = image % HOLD_OUT == 0
-        x = patches(layer, reads, places)
-        sums.add(x[~held], t[~held], held=False)
-        sums.add(x[held], t[held], held=True)
-        first += size
-    return sums, scale, shift
-
-
-def _targets_at(parts: list[Tensor], places: tuple[Tensor, ...], kept: slice | Tensor) -> Tensor:
-    """The rows (R, outputs) that a layer is to give: the original's, and what its and the converted addend differ by."""
-    own, *addends = (at(part, places).to(torch.promote_types(part.dtype, torch.float32)) for part in parts)
-    return own[:, kept] + addends[0][:, kept] - addends[1] if addends else own[:, kept]
-
-
-def _inverse(scale: Tensor) -> Tensor:
-    """1 / scale, and 0 for the channels that a norm has switched off."""
-    return torch.where(scale.abs() <= 1e-6 * scale.abs().max(), 0.0, 1 / scale)
 
 
 def _current(layer: nn.Module, norm: _BatchNorm | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,6 +162,6 @@ def _current(layer: nn.Module, norm: _BatchNorm | None, scale: Tensor, shift: Te
     if norm is None:
         return weight, constant
     own_scale, own_shift = affine_of(norm, scale)
-    inverse = _inverse(scale)
+    inverse = inverse_of(scale)
     ratio = own_scale * inverse
     return ratio[..., None] * weight, ratio * constant + (own_shift - shift) * inverse

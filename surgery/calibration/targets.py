@@ -7,10 +7,11 @@ from typing import cast
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from surgery.calibration.changes import behind_changes
 from surgery.calibration.kept_channels import KeptChannels
-from surgery.calibration.patches import FITTED, outputs_of
+from surgery.calibration.patches import FITTED, groups_of, outputs_of
 from surgery.graph import ModelGraph
 from surgery.graph.dataflow import sole_user
 from surgery.graph.kinds import norm_has_activation
@@ -37,6 +38,8 @@ class Target:
             that what earlier layers left undone is made up for.
         outputs: which of the original's outputs the layer still has; None for all.
         fixed: the layer is a norm, of which only the statistics are measured (why, in a few words).
+        own_reads: where its input is in the original network, for a layer that reads fewer channels than it did: what
+            those that are left can tell of the others is learnt there.
         elements: numbers that both networks hold for one image while they wait here.
     """
 
@@ -47,6 +50,7 @@ class Target:
     addends: tuple[Place, Place] | None = None
     outputs: tuple[int, ...] | None = None
     fixed: str = ""
+    own_reads: Place | None = None
     elements: int = 0
 
 
@@ -105,10 +109,20 @@ class _Finder:
             self._unfitted[node] = reason
             self.skipped.append(Skipped(name, reason))
             return
+        if self._reads_fewer(name):
+            target = replace(target, own_reads=Place(name, False))
         aim = cast(Place, target.aim)
         behind = next((n for n in self.original if n.meta.get("module") == aim.module), self.own[name])
         elements = live_elements(self.converted, node) + live_elements(self.original, behind)
         self.found.append(replace(target, elements=elements))
+
+    def _reads_fewer(self, name: str) -> bool:
+        """Whether a layer lost inputs, and it is known which."""
+        layer, own = (graph.modules[name] for graph in (self.converted, self.original))
+        if type(layer) is not type(own) or groups_of(layer) != groups_of(own) or isinstance(layer, _BatchNorm):
+            return False
+        shape, full = cast(torch.Tensor, layer.weight).shape, cast(torch.Tensor, own.weight).shape
+        return shape[1:] != full[1:] and self.channels.slice_of(name, shape) is not None
 
     def _obstacle(self, node: fx.Node, name: str) -> str:
         """Why a layer cannot be fitted, or ""."""
@@ -146,7 +160,7 @@ def layer_of(graph: ModelGraph, node: fx.Node) -> str | None:
 def _right_behind_surgery(graph: ModelGraph, norm: fx.Node) -> bool:
     """Whether a BatchNorm is all that can be fitted of what a surgery layer gives."""
     module = graph.modules.get(norm.meta.get("module") or "")
-    if not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.running_mean is None or not module.affine:
+    if not isinstance(module, _BatchNorm) or module.running_mean is None or not module.affine:
         return False
     if norm_has_activation(module):
         return False
@@ -204,7 +218,7 @@ def _to_sum(graph: ModelGraph, node: fx.Node) -> tuple[str | None, fx.Node, fx.N
     while (after := sole_user(node)) is not None:
         kind, name = after.meta.get("kind"), after.meta.get("module")
         module = graph.modules.get(name or "")
-        if kind == "norm" and norm is None and isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if kind == "norm" and norm is None and isinstance(module, _BatchNorm):
             if module.running_mean is None or not graph.called_once(cast(str, name)):
                 return None, node, None
             norm = name
@@ -233,7 +247,9 @@ def place_of(graph: ModelGraph, node: fx.Node) -> Place | None:
     if name is not None and graph.called_once(name):
         return Place(name, True)
     blocks = [block for block in node.meta.get("enters", []) if graph.called_once(block)]
-    users = [user for user in node.users if user.meta.get("kind") in ("norm", "conv", "linear") and user.args[0] is node]
+    users = [
+        user for user in node.users if user.meta.get("kind") in ("norm", "conv", "linear") and user.args[0] is node
+    ]
     readers = [user.meta["module"] for user in users if user.meta.get("module") is not None]
     seen = next((reader for reader in (*blocks, *readers) if graph.called_once(reader)), None)
     return None if seen is None else Place(seen, False)
