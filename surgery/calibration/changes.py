@@ -8,7 +8,9 @@ from surgery.calibration.kept_channels import KeptChannels
 from surgery.graph import ModelGraph
 from surgery.transforms.edit import MATCH, NARROW, history
 
-_PER_CHANNEL = frozenset("act add mul cat split item pool global_pool pad upsample identity reshape scale".split())
+_PER_CHANNEL = frozenset({"act", "add", "mul", "cat", "split", "item", "pool", "global_pool"}) | {
+    *("pad", "upsample", "identity", "reshape", "scale"),
+}
 
 
 def changed_modules(model: nn.Module) -> tuple[str, ...]:

@@ -54,14 +54,10 @@ class Passes:
         own = next(networks[0].parameters()).dtype
         cast_to = None if dtype in (None, own) else dtype
         addends = [target.addends for target in found if target.addends]
+        aims = {place for target in found for place in (target.own_reads, target.aim) if place is not None}
         self._pausable = (
             PausableModel(networks[0], {t.reads for t in found}, {pair[0] for pair in addends}, cast_to),
-            PausableModel(
-                networks[1],
-                {p for t in found for p in (t.own_reads, t.aim) if p},
-                {pair[1] for pair in addends},
-                cast_to,
-            ),
+            PausableModel(networks[1], aims, {pair[1] for pair in addends}, cast_to),
         )
         self._running: list[tuple[Forward, Forward]] = []
         self._batches = _affordable(found, given, memory / (cast_to or own).itemsize)

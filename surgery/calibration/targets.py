@@ -200,10 +200,10 @@ def _reads_surgery(node: fx.Node) -> bool:
 def _target(converted: ModelGraph, original: ModelGraph, node: fx.Node, own: fx.Node, name: str) -> Target:
     layer = converted.modules[name]
     reads = Place(f"{name}.squeeze", True) if isinstance(layer, SqueezedConv2d) else Place(name, False)
-    norm, last, total = _to_sum(converted, node)
-    _, own_last, own_total = _to_sum(original, own)
+    norm, last, total = to_sum(converted, node)
+    _, own_last, own_total = to_sum(original, own)
     if total is not None and own_total is not None:
-        other, own_other = _other(total, last), _other(own_total, own_last)
+        other, own_other = addend_of(total, last), addend_of(own_total, own_last)
         places = place_of(converted, other), place_of(original, own_other), place_of(original, own_last)
         alike = _alike(other, last) and _alike(own_other, own_last)
         if all(places) and alike and _precedes(converted, other, node):
@@ -212,7 +212,7 @@ def _target(converted: ModelGraph, original: ModelGraph, node: fx.Node, own: fx.
     return Target(name, norm, reads, Place(name, True))
 
 
-def _to_sum(graph: ModelGraph, node: fx.Node) -> tuple[str | None, fx.Node, fx.Node | None]:
+def to_sum(graph: ModelGraph, node: fx.Node) -> tuple[str | None, fx.Node, fx.Node | None]:
     """The BatchNorm behind a layer, the last node before the sum of two that alone reads it, and that sum."""
     norm: str | None = node.meta["module"] if node.meta["kind"] == "norm" else None
     while (after := sole_user(node)) is not None:
@@ -232,7 +232,7 @@ def _to_sum(graph: ModelGraph, node: fx.Node) -> tuple[str | None, fx.Node, fx.N
     return norm, node, None
 
 
-def _other(total: fx.Node, operand: fx.Node) -> fx.Node:
+def addend_of(total: fx.Node, operand: fx.Node) -> fx.Node:
     return next(node for node in total.all_input_nodes if node is not operand)
 
 

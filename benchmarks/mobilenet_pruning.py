@@ -1,0 +1,120 @@
+"""Channels of MobileNet-v2 pruned by what the others cannot make up for, and calibrated: no label, no gradient.
+
+    python benchmarks/mobilenet_pruning.py --weights FILE --images FOLDER --macs 0.77
+
+FOLDER holds a folder for each class, in the order of the model's classes when sorted. Images with an even number
+calibrate and the others judge, and then the other way round.
+"""
+
+import argparse
+import copy
+import time
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.data import create_transform, resolve_data_config
+from torch import Tensor, nn
+from torchvision.datasets import ImageFolder
+from tqdm import tqdm
+
+import surgery
+from surgery.core.table import table
+from surgery.graph import record
+from surgery.graph.channel_classes import Coupling
+from surgery.graph.coupling import couple
+from surgery.methods.planners.pruning.reconstruction import reconstruction
+from surgery.planning.cost import graph_cost
+from surgery.transforms.edit import Edit, apply
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    model = timm.create_model(arguments.name, pretrained=arguments.weights is None)
+    if arguments.weights:
+        model.load_state_dict(load_file(arguments.weights))
+    model.eval()
+    transform = create_transform(**resolve_data_config({}, model=model), is_training=False)
+    images = ImageFolder(arguments.images, transform)
+    halves = [torch.utils.data.Subset(images, range(first, len(images), 2)) for first in (0, 1)]
+    draws = arguments.draws or (0, 1)
+    rows = [_judged(model, halves[draw], halves[1 - draw], arguments.macs) for draw in draws]
+    for draw, cells in zip(draws, rows, strict=True):
+        print(f"images {draw}, {draw + 2}, {draw + 4}, … calibrate ({len(halves[draw])}), the others judge")
+        print(table(("", "MACs", "top-1", "seconds"), cells, right=(1, 2, 3)))
+    mean = np.mean([[float(row[2].rstrip(" %")) for row in cells] for cells in rows], axis=0)
+    print("mean over the draws: " + ", ".join(f"{row[0]} {m:.1f} %" for row, m in zip(rows[0], mean, strict=True)))
+
+
+def _judged(
+    model: nn.Module, calibrating: torch.utils.data.Dataset, judging: torch.utils.data.Dataset, share: float
+) -> list[tuple[str, str, str, str]]:
+    seen = torch.cat([batch for batch, _ in torch.utils.data.DataLoader(calibrating, 32)])
+    macs = graph_cost(record(model)).macs
+    rows = [("original", "1.000", f"{_accuracy(model, judging):.1f} %", "")]
+    begin = time.perf_counter()
+    smaller, kept = pruned(model, seen, share)
+    left = f"{graph_cost(record(smaller)).macs / macs:.3f}"
+    rows.append(("pruned", left, f"{_accuracy(smaller, judging):.1f} %", f"{time.perf_counter() - begin:.0f}"))
+    begin = time.perf_counter()
+    surgery.calibrate(smaller, model, seen, kept=kept)
+    rows.append(("calibrated", left, f"{_accuracy(smaller, judging):.1f} %", f"{time.perf_counter() - begin:.0f}"))
+    return rows
+
+
+def pruned(model: nn.Module, images: Tensor, share: float) -> tuple[nn.Module, dict[str, list[int]]]:
+    """A copy with ``share`` of the multiply-accumulates, and which outputs its narrowed layers have kept."""
+    graph = record(model)
+    coupling = couple(graph)
+    scores = reconstruction(model, coupling, graph, images.split(32))
+    gone = _selected(coupling, scores, (1 - share) * graph_cost(graph).macs)
+    keep: dict[str, list[list[int] | None]] = {}
+    for side in coupling.sides:
+        stays = np.flatnonzero(~np.isin(side.numbers, gone))
+        if side.parameter == "weight" and len(stays) < len(side.numbers):
+            pair = keep.setdefault(side.module, [None, None])
+            norm = not isinstance(model.get_submodule(side.module), nn.Conv2d | nn.Linear)
+            pair[0 if side.dim or norm else 1] = stays.tolist()
+    for name, layer in coupling.layers.items():
+        if name in keep and layer.groups == len(layer.reads):
+            keep[name][0] = keep[name][1]
+    widths = {name: [None if side is None else len(side) for side in pair] for name, pair in keep.items()}
+    smaller = copy.deepcopy(model)
+    apply(smaller, [Edit("narrow", "", arguments={"widths": widths})], keep={n: tuple(p) for n, p in keep.items()})
+    return smaller, {name: out for name, (_, out) in keep.items() if out is not None}
+
+
+def _selected(coupling: Coupling, scores: np.ndarray, macs: float) -> np.ndarray:
+    """The classes of least score whose removal saves so many multiply-accumulates."""
+    order = np.argsort(scores, kind="stable")
+    order = order[np.isfinite(scores[order])]
+    low, high = 0, len(order)
+    while low < high:
+        middle = (low + high) // 2
+        saved = sum(layer.macs - layer.macs_without(order[:middle]) for layer in coupling.layers.values())
+        low, high = (middle + 1, high) if saved < macs else (low, middle)
+    return order[:low]
+
+
+@torch.inference_mode()
+def _accuracy(model: nn.Module, images: torch.utils.data.Dataset) -> float:
+    right, count = 0, 0
+    for batch, labels in tqdm(torch.utils.data.DataLoader(images, 32), "judging", leave=False):
+        right, count = right + int((model(batch).argmax(1) == labels).sum()), count + len(labels)
+    return 100 * right / count
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", default="mobilenetv2_100", help="timm model (default: mobilenetv2_100)")
+    parser.add_argument("--weights", help="safetensors of the model's state dict (default: timm's pretrained)")
+    parser.add_argument("--images", type=Path, required=True, help="folder of class folders")
+    parser.add_argument("--macs", type=float, default=0.77, help="share that is left (default: 0.77)")
+    parser.add_argument("--draws", type=int, nargs="*", choices=(0, 1), help="which halves calibrate (default: both)")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
