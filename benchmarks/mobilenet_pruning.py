@@ -35,32 +35,40 @@ def main() -> None:
     model = timm.create_model(arguments.name, pretrained=arguments.weights is None)
     if arguments.weights:
         model.load_state_dict(load_file(arguments.weights))
-    model.eval()
+    model.eval().to(memory_format=torch.channels_last)
     transform = create_transform(**resolve_data_config({}, model=model), is_training=False)
-    images = ImageFolder(arguments.images, transform)
-    halves = [torch.utils.data.Subset(images, range(first, len(images), 2)) for first in (0, 1)]
+    halves = _halves(ImageFolder(arguments.images, transform))
     draws = arguments.draws or (0, 1)
-    rows = [_judged(model, halves[draw], halves[1 - draw], arguments.macs) for draw in draws]
+    rows = [_judged(model, halves[draw][0], halves[1 - draw], arguments.macs) for draw in draws]
     for draw, cells in zip(draws, rows, strict=True):
-        print(f"images {draw}, {draw + 2}, {draw + 4}, … calibrate ({len(halves[draw])}), the others judge")
+        print(f"images {draw}, {draw + 2}, {draw + 4}, … calibrate ({len(halves[draw][0])}), the others judge")
         print(table(("", "MACs", "top-1", "seconds"), cells, right=(1, 2, 3)))
-    mean = np.mean([[float(row[2].rstrip(" %")) for row in cells] for cells in rows], axis=0)
-    print("mean over the draws: " + ", ".join(f"{row[0]} {m:.1f} %" for row, m in zip(rows[0], mean, strict=True)))
+    means = np.mean([[float(row[2].rstrip(" %")) for row in cells] for cells in rows], axis=0)
+    print("mean over the draws: " + ", ".join(f"{row[0]} {m:.1f} %" for row, m in zip(rows[0], means, strict=True)))
+
+
+def _halves(images: ImageFolder) -> list[tuple[Tensor, Tensor]]:
+    """Images and labels with an even and with an odd number."""
+    halves = []
+    for first in (0, 1):
+        pairs = [images[number] for number in tqdm(range(first, len(images), 2), "reading images", leave=False)]
+        halves.append((torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])))
+    return halves
 
 
 def _judged(
-    model: nn.Module, calibrating: torch.utils.data.Dataset, judging: torch.utils.data.Dataset, share: float
+    model: nn.Module, seen: Tensor, judging: tuple[Tensor, Tensor], share: float
 ) -> list[tuple[str, str, str, str]]:
-    seen = torch.cat([batch for batch, _ in torch.utils.data.DataLoader(calibrating, 32)])
     macs = graph_cost(record(model)).macs
-    rows = [("original", "1.000", f"{_accuracy(model, judging):.1f} %", "")]
+    rows = [("original", "1.000", f"{_accuracy(model, *judging):.1f} %", "")]
     begin = time.perf_counter()
     smaller, kept = pruned(model, seen, share)
-    left = f"{graph_cost(record(smaller)).macs / macs:.3f}"
-    rows.append(("pruned", left, f"{_accuracy(smaller, judging):.1f} %", f"{time.perf_counter() - begin:.0f}"))
+    seconds, left = time.perf_counter() - begin, f"{graph_cost(record(smaller)).macs / macs:.3f}"
+    rows.append(("pruned", left, f"{_accuracy(smaller, *judging):.1f} %", f"{seconds:.0f}"))
     begin = time.perf_counter()
     surgery.calibrate(smaller, model, seen, kept=kept)
-    rows.append(("calibrated", left, f"{_accuracy(smaller, judging):.1f} %", f"{time.perf_counter() - begin:.0f}"))
+    seconds = time.perf_counter() - begin
+    rows.append(("calibrated", left, f"{_accuracy(smaller, *judging):.1f} %", f"{seconds:.0f}"))
     return rows
 
 
@@ -99,11 +107,9 @@ def _selected(coupling: Coupling, scores: np.ndarray, macs: float) -> np.ndarray
 
 
 @torch.inference_mode()
-def _accuracy(model: nn.Module, images: torch.utils.data.Dataset) -> float:
-    right, count = 0, 0
-    for batch, labels in tqdm(torch.utils.data.DataLoader(images, 32), "judging", leave=False):
-        right, count = right + int((model(batch).argmax(1) == labels).sum()), count + len(labels)
-    return 100 * right / count
+def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    outputs = [model(batch).argmax(1) for batch in tqdm(images.split(32), "judging", leave=False)]
+    return 100 * float((torch.cat(outputs) == labels).double().mean())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -71,7 +71,7 @@ def test_the_outputs_of_one_layer_tell_what_the_others_lost():
     model, kept = pruned(teacher, 32)
     other = copy.deepcopy(model)
     streams = {"conv1.6", "layer1.0.conv3", "layer2.0.conv3", "layer3.0.conv3", "layer4.0.conv3"}
-    some = {name: out for name, out in kept.items() if name in streams or "conv3" not in name and "down" not in name}
+    some = {name: out for name, out in kept.items() if name in streams or ("conv3" not in name and "down" not in name)}
     assert len(some) < len(kept)
     surgery.calibrate(model, teacher, images(), kept=kept, progress=False)
     surgery.calibrate(other, teacher, images(), kept=some, progress=False)

@@ -34,7 +34,7 @@ RIDGE = 1e-4  # of the mean variance of the features
 STAYS = np.inf  # the worth of channels that several layers read, or of which too little is known
 
 
-@dataclass
+@dataclass(frozen=True)
 class Reader:
     """A layer that alone reads a set of channel classes.
 
@@ -194,8 +194,11 @@ def observe(model: nn.Module, graph: ModelGraph, readers: list[Reader], batches:
 def _moments(model: nn.Module, reader: Reader) -> Moments:
     weight = matrices(model.get_submodule(reader.name))[0]
     outputs, features = weight.shape
-    sizes = ((features, features), (features,), (outputs,), (outputs,))
-    return Moments(*(torch.zeros(size, dtype=torch.float64, device=weight.device) for size in sizes))
+
+    def zeros(*size: int) -> Tensor:
+        return torch.zeros(size, dtype=torch.float64, device=weight.device)
+
+    return Moments(zeros(features, features), zeros(features), zeros(outputs), zeros(outputs))
 
 
 class _Watch:
