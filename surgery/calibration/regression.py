@@ -55,7 +55,7 @@ class Regression:
         count = math.ceil(rows_per_feature * max(self.features, LEAST_FEATURES) / images)
         generator = torch.Generator().manual_seed(number)
         for seen in passes.at(self.target, number):
-            maps = len(seen.parts[0]) // seen.images  # of each image: windows, for example
+            maps = max(1, len(seen.parts[0]) // seen.images)  # of each image: windows, for example
             places = sampled(seen.parts[0], math.ceil(count / maps), generator, isinstance(self.layer, nn.Linear))
             image = places[0] // maps + first if images >= HOLD_OUT else torch.arange(len(places[0]))
             held = (image % HOLD_OUT == 0).to(places[0].device)
