@@ -15,7 +15,6 @@ import numpy as np
 import timm
 import torch
 from safetensors.torch import load_file
-from surgery.transforms.edit import Edit, apply
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
@@ -24,10 +23,7 @@ from tqdm import tqdm
 import surgery
 from surgery.core.table import table
 from surgery.graph import record
-from surgery.graph.channel_classes import Coupling
-from surgery.graph.coupling import couple
-from surgery.methods.planners.pruning.reconstruction import reconstruction
-from surgery.planning.cost import graph_cost
+from surgery.graph.operation_cost import graph_cost
 
 
 def main() -> None:
@@ -62,7 +58,8 @@ def _judged(
     macs = graph_cost(record(model)).macs
     rows = [("original", "1.000", f"{_accuracy(model, *judging):.1f} %", "")]
     begin = time.perf_counter()
-    smaller, kept = pruned(model, seen, share)
+    smaller = copy.deepcopy(model)
+    kept = surgery.plan(model, "reconstruction", macs=share, images=seen.split(32)).carry_out(smaller)
     seconds, left = time.perf_counter() - begin, f"{graph_cost(record(smaller)).macs / macs:.3f}"
     rows.append(("pruned", left, f"{_accuracy(smaller, *judging):.1f} %", f"{seconds:.0f}"))
     begin = time.perf_counter()
@@ -70,40 +67,6 @@ def _judged(
     seconds = time.perf_counter() - begin
     rows.append(("calibrated", left, f"{_accuracy(smaller, *judging):.1f} %", f"{seconds:.0f}"))
     return rows
-
-
-def pruned(model: nn.Module, images: Tensor, share: float) -> tuple[nn.Module, dict[str, list[int]]]:
-    """A copy with ``share`` of the multiply-accumulates, and which outputs its narrowed layers have kept."""
-    graph = record(model)
-    coupling = couple(graph)
-    scores = reconstruction(model, coupling, graph, images.split(32))
-    gone = _selected(coupling, scores, (1 - share) * graph_cost(graph).macs)
-    keep: dict[str, list[list[int] | None]] = {}
-    for side in coupling.sides:
-        stays = np.flatnonzero(~np.isin(side.numbers, gone))
-        if side.parameter == "weight" and len(stays) < len(side.numbers):
-            pair = keep.setdefault(side.module, [None, None])
-            norm = not isinstance(model.get_submodule(side.module), nn.Conv2d | nn.Linear)
-            pair[0 if side.dim or norm else 1] = stays.tolist()
-    for name, layer in coupling.layers.items():
-        if name in keep and layer.groups == len(layer.reads):
-            keep[name][0] = keep[name][1]
-    widths = {name: [None if side is None else len(side) for side in pair] for name, pair in keep.items()}
-    smaller = copy.deepcopy(model)
-    apply(smaller, [Edit("narrow", "", arguments={"widths": widths})], keep={n: tuple(p) for n, p in keep.items()})
-    return smaller, {name: out for name, (_, out) in keep.items() if out is not None}
-
-
-def _selected(coupling: Coupling, scores: np.ndarray, macs: float) -> np.ndarray:
-    """The classes of least score whose removal saves so many multiply-accumulates."""
-    order = np.argsort(scores, kind="stable")
-    order = order[np.isfinite(scores[order])]
-    low, high = 0, len(order)
-    while low < high:
-        middle = (low + high) // 2
-        saved = sum(layer.macs - layer.macs_without(order[:middle]) for layer in coupling.layers.values())
-        low, high = (middle + 1, high) if saved < macs else (low, middle)
-    return order[:low]
 
 
 @torch.inference_mode()

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import timm
 import torch
-from surgery.transforms.edit import Edit, apply
-from torch import nn
 
 import surgery
 from surgery.calibration.kept_channels import KeptChannels
 from surgery.graph import record
 from surgery.graph.coupling import couple
+from surgery.transforms.carry_out import apply
+from surgery.transforms.narrow import Narrow
+from surgery.transforms.slicing import sizes
 from tests.calibration.test_calibrating import NARROW, error, images, same, small
 
 
@@ -22,19 +23,11 @@ def pruned(teacher, size, wanted=lambda layer: True, share=4):
     written = [np.unique(layer.writes) for name, layer in coupling.layers.items() if wanted(name)]
     axes = [numbers[np.isin(numbers, coupling.removable())] for numbers in written]
     gone = np.unique(np.concatenate([numbers[::share] for numbers in axes]))
-    keep = {}
-    for side in coupling.sides:
-        stays = np.flatnonzero(~np.isin(side.numbers, gone))
-        if side.parameter == "weight" and len(stays) < len(side.numbers):
-            norm = not isinstance(teacher.get_submodule(side.module), nn.Conv2d | nn.Linear)
-            keep.setdefault(side.module, [None, None])[0 if side.dim or norm else 1] = stays.tolist()
-    for name, layer in coupling.layers.items():
-        if name in keep and layer.groups == len(layer.reads):
-            keep[name][0] = keep[name][1]
-    widths = {name: [None if side is None else len(side) for side in pair] for name, pair in keep.items()}
+    keep = coupling.kept(gone)
+    form = sizes(teacher, keep)
     smaller = copy.deepcopy(teacher)
-    apply(smaller, [Edit("narrow", "", arguments={"widths": widths})], keep={n: tuple(p) for n, p in keep.items()})
-    return smaller, {name: out for name, (_, out) in keep.items() if out is not None}
+    kept = apply(smaller, [Narrow(form.widths, form.parameters, lambda model: keep)], choosing=True)
+    return smaller, kept
 
 
 def recovered(teacher, model, kept, size):
