@@ -1,14 +1,21 @@
 """The scripts of benchmarks/, as far as they go without the machine they are for."""
 
+import functools
 import importlib
+import itertools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
+import torch
+from PIL import Image
+
+import surgery
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 
@@ -132,3 +139,53 @@ def test_the_plot_of_recovery_has_one_colour_for_each_network(monkeypatch, tmp_p
     assert list(lines["calibrated"].get_ydata()) == [80.0, 85.0]
     assert list(lines["calibrated: control"].get_ydata()) == [90.0, 85.0]
     assert figure.get_suptitle() == recipe.title
+
+
+@pytest.fixture
+def pruning_curve(monkeypatch, tmp_path):
+    """The command ``pruning_curve.py`` on two light networks and images of noise."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    module = importlib.import_module("pruning_curve")
+    files = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        network = surgery.create("cifar_resnet", layers=[1, 1, 1, 1], channels=[4, 4, 8, 8], num_classes=2)
+        files.append(str(tmp_path / f"{seed}.safetensors"))
+        surgery.save(network, files[-1])
+    noise = np.random.default_rng(0)
+    for part, name, number in itertools.product(("train", "test"), "ab", range(6)):
+        folder = tmp_path / "images" / part / name
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{number}.png")
+    fixed = ["--data", str(tmp_path / "images"), "--output", str(tmp_path / "curve"), "--shares", "0.7"]
+    return module, lambda *more: module.main(["--networks", *files, *fixed, "--rules", "global", *more])
+
+
+def test_the_pruning_curve_goes_on_where_it_was_stopped(pruning_curve, monkeypatch, tmp_path, capsys):
+    module, command = pruning_curve
+    assert command("--images", "8", "--norms", "--methods", "taylor") == 0
+    command = functools.partial(command, "--methods", "taylor", "random")
+    assert command("--images", "8") == 0
+    content = json.loads((tmp_path / "curve" / "pruning_curve.json").read_text())
+    points = [module.Point(**point) for point in content["points"]]
+    assert len(points) == 2 * (1 + 2 + module.DRAWS)  # the original, taylor without and with new statistics, random
+    assert all(abs(point.macs - point.share) < 0.02 for point in points)
+    table = (tmp_path / "curve" / "pruning_curve.md").read_text()
+    for method in ("taylor", "random"):
+        of_method = [p.accuracy for p in points if (p.method, p.recovery) == (method, "")]
+        assert f"| {method} | global |  | {sum(of_method) / len(of_method):.1f} ± " in table
+    assert "| taylor | global | norms | " in table
+    assert (tmp_path / "curve" / "pruning_curve.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(module, "accuracy", None)  # nothing is measured again
+    assert command("--images", "8") == 0
+    capsys.readouterr()
+    assert command("--images", "4") == 2
+    assert "was measured with other networks, images or patterns" in capsys.readouterr().err
+
+
+def test_the_pruning_curve_has_one_value_a_network(pruning_curve):
+    module, _ = pruning_curve
+    draws = [(0, 0, 10.0), (0, 1, 20.0), (1, 0, 31.0), (1, 1, 29.0)]
+    points = [module.Point(network, "random", "global", draw, "", 0.5, 0.5, value) for network, draw, value in draws]
+    mean, deviation = module.summary(points)["random", "global", ""][0.5]
+    assert (mean, deviation) == (22.5, pytest.approx(112.5**0.5))  # of 15 and 30, not of the four draws

@@ -84,7 +84,7 @@ def sfvr_from_norms(model: nn.Module, coupling: Coupling, graph: ModelGraph) -> 
             )
         weight = effective_weight(model, layer.module)
         variances = torch.from_numpy(known.variance)
-        contributions = _by_input(_gain(weight.double()), layer.groups) * variances[:, None]
+        contributions = _by_input(gain(weight.double()), layer.groups) * variances[:, None]
         of_outputs = moments.output_variance(layer.module) if known.exact else None
         if of_outputs is None:
             of_outputs = contributions.unflatten(0, (layer.groups, -1)).sum(1).flatten()
@@ -92,7 +92,7 @@ def sfvr_from_norms(model: nn.Module, coupling: Coupling, graph: ModelGraph) -> 
     return scores
 
 
-def _gain(weight: Tensor) -> Tensor:
+def gain(weight: Tensor) -> Tensor:
     """Var(M_ji) ÷ Var(X_i): (out, in ÷ groups), of weights (out, in ÷ groups, …)."""
     kernels = weight.reshape(*weight.shape[:2], -1)
     return (1 - CORRELATION) * kernels.square().sum(2) + CORRELATION * kernels.sum(2).square()

@@ -14,7 +14,7 @@ from surgery.graph import record
 from surgery.graph.coupling import couple
 from surgery.methods.planners.pruning.moments import Moments, through
 from surgery.methods.planners.pruning.scores import l1, random, taylor
-from surgery.methods.planners.pruning.sfvr import sfvr, sfvr_from_norms
+from surgery.methods.planners.pruning.sfvr import CORRELATION, contributed, gain, sfvr, sfvr_from_norms
 from tests.small_models import Net, with_statistics
 
 
@@ -161,6 +161,14 @@ def test_proposition_1(seed, size, noise):
     loss = 1 - np.corrcoef(x, y)[0, 1] ** 2
     ratio = epsilon.std() / y.std()
     assert -1e-9 <= loss <= ratio**2 / (1 - ratio) ** 2 + 1e-9
+
+
+def test_without_images_the_values_that_a_kernel_reads_are_equally_correlated():
+    weight = torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    covariance = torch.full((9, 9), CORRELATION, dtype=torch.float64).fill_diagonal_(1)
+    torch.testing.assert_close(gain(weight).T, contributed(weight, 1, covariance.expand(3, 9, 9)))
+    linear = torch.randn(4, 3, dtype=torch.float64)
+    torch.testing.assert_close(gain(linear), linear.square())
 
 
 def test_without_norms_images_are_needed():
