@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from surgery.core.errors import check_choice, is_whole
 from surgery.methods.planners.pruning.selection import RULES
@@ -27,6 +28,8 @@ class PruningOptions:
         ValueError, TypeError: naming the argument, its value and what would be accepted.
     """
 
+    rules: ClassVar[tuple[str, ...]] = RULES
+
     keep: float | Mapping[str, float] | None = None
     macs: float | None = None
     params: float | None = None
@@ -38,7 +41,7 @@ class PruningOptions:
     steps: int = 1
 
     def __post_init__(self) -> None:
-        check_choice("rule", self.rule, RULES)
+        check_choice("rule", self.rule, self.rules)
         for name in ("round_to", "least", "steps"):
             if not is_whole(getattr(self, name), 1):
                 raise ValueError(f"{name}={getattr(self, name)!r}: a whole number >= 1 is needed")
