@@ -12,12 +12,14 @@ import torch
 
 import surgery
 from surgery.planning.registry import methods
+from tests.methods import centre_tap
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "methods"
 OWN = {name: method for name, method in methods().items() if type(method).__module__.startswith("surgery.")}
 HEADINGS = ["Equations", "What `convert` does", "Options", "Example", "Measured", "When not to use it"]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FOLDERS = ("surgery", "tests", "benchmarks", "recipes", "docs")
 ROOMS = ("", "surgery", "surgery/methods", "surgery/methods/pix", "surgery/methods/pix/ops", "docs")
 RECIPE_KEYS = {"surgery.options.macs"}
 USERS_OWN = {"my_method.py", "nets.py"}  # files that pages speak of as the reader's
@@ -91,8 +93,6 @@ def test_the_method_of_ones_own_is_that_of_the_tests():
     own, use = code_blocks(page("README"))
     assert own == (ROOT / "tests" / "methods" / "centre_tap.py").read_text()
     assert "centre-tap" not in OWN
-    from tests.methods import centre_tap
-
     model = surgery.create("cifar_resnet", num_classes=5, layers=[1, 1, 1, 1], channels=[8, 12, 16, 16])
     variables = {"surgery": surgery, "model": model, "CentreTapConfig": centre_tap.CentreTapConfig}
     exec(use, variables)
@@ -107,7 +107,7 @@ def test_every_method_is_in_the_readme():
 
 
 def files_named(text):
-    """Paths of source files in a text, alone or inside code, `*` and folders included."""
+    """Paths of source files in a text, in prose or in code."""
     return set(re.findall(r"(?<![\w/.])[\w/.*-]*\w\.(?:py|cpp|h|yaml|yml)\b", text)) - USERS_OWN
 
 
@@ -118,12 +118,10 @@ def test_files_that_a_page_names_are_there(path):
 
 
 def _exists(name):
-    """A path below the repository, a room of the package, or, without a folder, any file of that name."""
+    """Whether there is a path below a room or the repository; without a folder, any file of that name."""
     if "/" in name:
         return any((ROOT / room / name).exists() or list((ROOT / room).glob(name)) for room in ROOMS)
-    return any(list((ROOT / folder).rglob(name)) for folder in ("surgery", "tests", "benchmarks", "recipes", "docs")) or (
-        ROOT / name
-    ).exists()
+    return (ROOT / name).exists() or any(any((ROOT / folder).rglob(name)) for folder in FOLDERS)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
