@@ -104,10 +104,10 @@ def configured(method: Any, options: dict[str, Any]) -> tuple[Method, Any]:
 
 def configure(method: Method, options: dict[str, Any]) -> Any:
     """The method's config from keyword options; raises ValueError that lists the options there are."""
-    known = [field.name for field in dataclasses.fields(method.Config)]
+    accepted = [field.name for field in dataclasses.fields(method.Config)]
     for name in options:
-        if name not in known:
-            check_choice(f"option of method {method.name!r}", name, known)
+        if name not in accepted:
+            check_choice(f"option of method {method.name!r}", name, accepted)
     return method.Config(**options)
 
 

@@ -71,9 +71,9 @@ def checked_options(layer: str, options: Any) -> dict[str, Any]:
         ValueError: for an option that there is not, or a value that cannot be.
     """
     kind = layer_kind(layer)
-    known = [field.name for field in dataclasses.fields(kind.Options)]
-    if not isinstance(options, Mapping) or not set(options) <= set(known):
-        raise ValueError(f"options={options!r:.120}: of layer {layer!r} there are {', '.join(known) or 'none'}")
+    accepted = [field.name for field in dataclasses.fields(kind.Options)]
+    if not isinstance(options, Mapping) or not set(options) <= set(accepted):
+        raise ValueError(f"options={options!r:.120}: of layer {layer!r} there are {', '.join(accepted) or 'none'}")
     try:
         return {name: plain(value) for name, value in dataclasses.asdict(kind.Options(**options)).items()}
     except TypeError as error:

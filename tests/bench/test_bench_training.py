@@ -10,9 +10,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import finetune
 from surgery.bench import training as bench
-from surgery.bench.timing import Timing
 from surgery.bench.training import TrainingResult, bench_training
 from surgery.cli.main import main
+from surgery.core.timing import Timing
 from surgery.training import load_recipe
 from surgery.training.trainer import BatchTooLargeError, Training
 
