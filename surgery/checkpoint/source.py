@@ -25,6 +25,7 @@ from surgery.checkpoint.builder_arguments import (
 from surgery.checkpoint.pretrained_weights import from_cache, weights_at_hand
 from surgery.checkpoint.source_inference import guesses, input_size_of
 from surgery.core.errors import SourceError, SurgeryError, check_choice, described
+from surgery.core.registering import check_name_free
 from surgery.graph import ModelGraph, record
 from surgery.graph.input_size import InputSize
 from surgery.graph.skeleton import meta_copy
@@ -78,8 +79,7 @@ def register_builder(name: str) -> Callable[[Builder], Builder]:
 
     def register(function: Builder) -> Builder:
         earlier = _BUILDERS.get(name)
-        if earlier is not None and earlier.__qualname__ != function.__qualname__:
-            raise ValueError(f"builder {name!r} is registered already, by {earlier.__qualname__}")
+        check_name_free(f"builder {name!r}", function, earlier, f", by {earlier.__qualname__}" if earlier else "")
         _BUILDERS[name] = function
         return function
 

@@ -2,5 +2,6 @@
 
 from surgery.methods.pix.layer import PiX
 from surgery.methods.pix.method import PiXConfig
+from surgery.methods.pix.schema_1 import transforms_of as _  # registers itself
 
 __all__ = ["PiX", "PiXConfig"]
