@@ -1,4 +1,4 @@
-"""``reconstruction``: remove the channels that the others can make up for (optimal brain surgeon, Hassibi and Stork 1993).
+"""``reconstruction``: remove the channels that the others make up for (optimal brain surgeon, Hassibi and Stork 1993).
 
 A channel's worth is the error that its removal adds to what the layer behind it gives, with the best weights for the
 other channels, for each multiply-accumulate that it saves. Meant to be calibrated, which finds those weights.
