@@ -1,7 +1,7 @@
 """Pick-or-Mix: the layer, its operators, the method."""
 
+from surgery.methods.pix import schema_1 as schema_1  # it registers itself
 from surgery.methods.pix.layer import PiX
 from surgery.methods.pix.method import PiXConfig
-from surgery.methods.pix.schema_1 import transforms_of as _  # registers itself
 
 __all__ = ["PiX", "PiXConfig"]
