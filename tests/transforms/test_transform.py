@@ -201,7 +201,7 @@ def run_again():
 
 
 def test_a_cell_run_again_replaces_its_transform(monkeypatch):
-    monkeypatch.setattr(sys.modules[Transform.__module__], "_TRANSFORMS", dict(module._TRANSFORMS))
+    monkeypatch.setattr(sys.modules[Transform.__module__], "_TRANSFORMS", dict(_TRANSFORMS))
     first, again = run_again(), run_again()
     assert type(transform_from_json({"type": "tests_run_again@1"})) is again
     assert first(3).to_json() == {"type": "tests_run_again@1", "number": 3}, "of a model made before"
