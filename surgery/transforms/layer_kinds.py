@@ -65,7 +65,7 @@ def layer_kind(name: str) -> LayerKind:
     """The kind of that name; raises ValueError that lists what there is."""
     if not isinstance(name, str) or len(name) > LONGEST:
         raise ValueError(f"layer={name!r:.80}: the name of a kind of layer is needed")
-    check_choice("layer", name, _KINDS)
+    check_choice("layer", name, sorted(_KINDS))
     return _KINDS[name]
 
 

@@ -82,7 +82,7 @@ def test_a_cell_run_again_replaces_its_kind(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("pax", r"layer='pax': one of .*'pix', 'squeeze-conv'.*did you mean 'pix'"),
+        ("pax", r"layer='pax': one of .*'pix', .*'squeeze-conv'.*did you mean 'pix'"),
         (5, "layer=5: the name of a kind of layer is needed"),
         (["pix"], "the name of a kind of layer is needed"),
         ("p" * 10_000, "the name of a kind of layer is needed"),
