@@ -23,6 +23,8 @@ from surgery.training.recipe_values import FileName, Flag, Precision, Text, Trac
 
 __all__ = ["DataSettings", "Recipe", "RecipeError", "TrainSettings", "check_key", "load_recipe"]
 
+SHARES = ("macs", "params", "keep")  # what options may say of how much stays
+
 
 @raises_recipe_errors
 @dataclass(frozen=True, config=FORBID)
@@ -106,6 +108,7 @@ class Recipe:
         """Of a plot: model, dataset and conversion."""
         settings, model = self.surgery, self.model
         ratio = "" if settings.zeta is None else f", zeta = {settings.zeta}"
+        ratio += "".join(f", {name} = {settings.options[name]}" for name in SHARES if name in settings.options)
         mode = "" if settings.mode in (None, "squeeze") else f", mode {settings.mode}"
         return f"{model.checkpoint or model.name} on {self.data.name}, converted to {settings.method}{mode}{ratio}"
 
