@@ -1,5 +1,6 @@
 """A method's layer that takes and gives maps of two resolutions, and a network around it."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from surgery.core.surgery_layer import OpCost, SurgeryLayer
+from surgery.transforms.transform import Transform, transform
 
 CHANNELS = 4
 
@@ -60,3 +62,20 @@ class TwoScaleNet(nn.Module):
             high, low = self.octave([high, low])
         x = self.fuse(torch.cat([high, F.interpolate(low, scale_factor=2)], 1))
         return self.fc(x.relu().mean((2, 3)))
+
+
+@transform("tests_two_scales")
+@dataclass(frozen=True)
+class PutTwoScales(Transform):
+    """What a history says of a network whose layer ``octave`` surgery put in."""
+
+    named: bool = False
+
+    def apply(self, model: nn.Module, choice: Any = None) -> None:
+        model.octave = TwoScales(self.named)
+
+    def added(self) -> tuple[str, ...]:
+        return ("octave",)
+
+    def changed(self) -> tuple[str, ...]:
+        return ("octave",)

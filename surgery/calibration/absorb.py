@@ -22,6 +22,11 @@ def affine_of(norm: _BatchNorm | None, like: Tensor, channels: Tensor | slice = 
     return scale[channels].reshape(like.shape), shift[channels].reshape(like.shape)
 
 
+def inverse_of(scale: Tensor) -> Tensor:
+    """1 / scale, and 0 for the channels that a norm has switched off."""
+    return torch.where(scale.abs() <= 1e-6 * scale.abs().max(), 0.0, 1 / scale)
+
+
 def takes_constant(layer: nn.Module, norm: _BatchNorm | None) -> bool:
     """Whether a constant per output has a place in the layer or behind it."""
     return norm is not None or getattr(layer, "bias", None) is not None

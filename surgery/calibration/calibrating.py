@@ -11,22 +11,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from surgery.calibration import images as image_batches
-from surgery.calibration.absorb import absorb, affine_of, measure_norm, takes_constant
+from surgery.calibration.absorb import absorb, affine_of, inverse_of, measure_norm, takes_constant
+from surgery.calibration.kept_channels import KeptChannels
 from surgery.calibration.normal_equations import NormalEquations
-from surgery.calibration.patches import at, matrices, patches, sampled
+from surgery.calibration.patches import at, matrices, sampled
+from surgery.calibration.regression import LEAST_FEATURES, Regression
 from surgery.calibration.report import Report, Row
 from surgery.calibration.targets import Target, targets
 from surgery.core.checked_model import check_model, first_weight, unwrapped
 from surgery.core.extras import check_extra
 from surgery.core.surgery_layer import SurgeryLayer
 from surgery.graph import record
+from surgery.transforms.history import changed_modules
 from surgery.transforms.reorder import check_same_order, orders
 
 if TYPE_CHECKING:
     from surgery.calibration.passes import Passes
-
-HOLD_OUT = 5  # one image in five judges the ridge
-LEAST_FEATURES = 2048  # rows of fewer would be cheap, but they are what small layers are fitted from
 
 
 def calibrate(
@@ -55,7 +55,8 @@ def calibrate(
         batches: unlabelled images (N, C, H, W), of any float dtype, as the networks take them: a tensor, or a loader of
             such tensors or of tuples that begin with one. Neither their order nor their batch size changes the result.
         kept: of layers that were narrowed, which outputs of the original they still have (``Plan.kept_outputs``);
-            without it only the statistics of their norms are measured.
+            without it those are not fitted, and only the statistics of their norms are measured. What other layers and
+            norms lost with them is found out.
         start: whether layers of the surgery set what is theirs first from what they read (PiX: a p that is nearly
             constant and takes the mean).
         images: at most so many are drawn.
@@ -85,93 +86,70 @@ def calibrate(
     given = image_batches.collect(batches, images, progress)
     size = tuple(given[0].shape[1:])
     graphs = record(model, size), record(teacher, size)
-    found, skipped = targets(*graphs, kept)
-    if not found:
+    touched, channels = changed_modules(model), KeptChannels(graphs[1], kept)
+    found, skipped = targets(*graphs, channels, touched)
+    if not found and not touched:
         raise ValueError(f"{type(model).__name__} has no surgery: convert it first")
     rows = []
     with Passes((model, teacher), found, given, memory, dtype or fast_dtype(model)) as passes:
         bar = tqdm(found, desc="calibrating", unit="layer", leave=False, disable=not progress)
         for number, target in enumerate(bar):
             bar.set_postfix_str(target.layer, refresh=False)
-            if start or target.aim is not None:
-                rows.append(_fit(target, number, passes, rows_per_feature))
+            if start or target.aim is not None or target.fixed:
+                rows.append(_fit(target, number, passes, rows_per_feature, channels))
     notes = dict.fromkeys(reorder.note for reorder in orders(model))
     return Report(tuple(rows), tuple(skipped), tuple(notes))
 
 
-def _fit(target: Target, number: int, passes: "Passes", rows_per_feature: float) -> Row:
+def _fit(target: Target, number: int, passes: "Passes", rows_per_feature: float, channels: KeptChannels) -> Row:
     """Fit one layer of the converted network to the original."""
+    if target.fixed:
+        return _measure(target, number, passes, rows_per_feature)
     if target.aim is None:
         return _start(cast(SurgeryLayer, passes.networks[0].get_submodule(target.layer)), target, number, passes)
     layer, own = (network.get_submodule(target.layer) for network in passes.networks)
     norm, own_norm = (cast(_BatchNorm, n.get_submodule(target.norm)) if target.norm else None for n in passes.networks)
-    after = None if own_norm is own or target.fixed else own_norm
-    sums, scale, shift = _sums(layer, after, target, number, passes, rows_per_feature)
-    rows = sum(sums.rows)
+    after = None if own_norm is own else own_norm
+    regression = Regression(layer, own, after, target, channels)
+    regression.collect(passes, number, rows_per_feature)
+    _check_finite(regression.sums, target)
+    scale, shift = regression.after
+    before = regression.sums.r2(*_current(layer, None if norm is layer else norm, scale, shift))
+    solution = regression.sums.solve(regression.priors(), takes_constant(layer, norm))
+    absorb(layer, norm, solution.weight, solution.intercept, (scale, shift), regression.sums)
+    aim = "output" if target.addends is None else "sum"
+    return Row(target.layer, aim, sum(regression.sums.rows), solution.ridge, before, solution.r2)
+
+
+def _check_finite(sums: NormalEquations, target: Target) -> None:
     if not sums.finite:
         raise ValueError(f"calibration met NaN or infinity at {target.layer!r}: finite activations are needed")
-    if target.fixed:
-        if norm is not None:
-            measure_norm(layer, norm, sums)
-        return Row(target.layer, "statistics", rows, note=target.fixed)
-    before = sums.r2(*_current(layer, None if norm is layer else norm, scale, shift))
-    priors = [torch.zeros_like(matrices(layer))]
-    if matrices(own).shape == priors[0].shape:
-        priors.append(matrices(own).to(priors[0].device))
-    solution = sums.solve(priors, takes_constant(layer, norm))
-    absorb(layer, norm, solution.weight, solution.intercept, (scale, shift), sums)
-    aim = "output" if target.addends is None else "sum"
-    return Row(target.layer, aim, rows, solution.ridge, before, solution.r2)
+
+
+def _measure(target: Target, number: int, passes: "Passes", rows_per_feature: float) -> Row:
+    """Set a norm's running statistics to those of what it reads."""
+    norm = cast(_BatchNorm, passes.networks[0].get_submodule(target.layer))
+    sums = NormalEquations(norm.num_features, 1, 1, cast(Tensor, norm.running_mean).device)
+    count = math.ceil(rows_per_feature * LEAST_FEATURES / passes.images(number))
+    generator = torch.Generator().manual_seed(number)
+    for seen in passes.at(target, number):
+        rows = at(seen.reads, sampled(seen.reads, count, generator))
+        x = rows.to(torch.promote_types(rows.dtype, torch.float32))[..., None]
+        sums.add(x, torch.zeros_like(x), held=False)
+    _check_finite(sums, target)
+    measure_norm(norm, norm, sums)
+    return Row(target.layer, "statistics", sum(sums.rows), note=target.fixed)
 
 
 def _start(layer: SurgeryLayer, target: Target, number: int, passes: "Passes") -> Row:
     """Let a surgery layer set itself from what it reads."""
     with torch.no_grad():
-        observed = [layer.observe(reads) for reads, _ in passes.at(target, number)]
+        observed = [layer.observe(reads) for reads in (seen.reads for seen in passes.at(target, number))]
     rows = [row for row in observed if row is not None]
     if rows:
         layer.start(torch.cat(rows))
     note = f"{type(layer).__name__} set from what it reads" if rows else "as it was"
     return Row(target.layer, "start", passes.images(number), note=note)
-
-
-def _sums(
-    layer: nn.Module,
-    own_norm: _BatchNorm | None,
-    target: Target,
-    number: int,
-    passes: "Passes",
-    rows_per_feature: float,
-) -> tuple[NormalEquations, Tensor, Tensor]:
-    """The sums of a layer's regression, with the (scale, shift) that maps its output to what it is fitted to."""
-    groups, outputs, features = matrices(layer).shape
-    device = cast(Tensor, layer.weight).device
-    sums = NormalEquations(groups, features, outputs, device)
-    kept = slice(None) if target.outputs is None else torch.tensor(target.outputs)
-    scale, shift = (t.to(device) for t in affine_of(own_norm, sums.t[0], kept))
-    inverse, images = _inverse(scale), passes.images(number)
-    count = math.ceil(rows_per_feature * max(features, LEAST_FEATURES) / images)
-    generator = torch.Generator().manual_seed(number)
-    first = 0
-    for reads, parts in passes.at(target, number):
-        places = sampled(parts[0], count, generator)
-        rows = [at(part, places).to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
-        t = rows[0] if len(rows) == 1 else rows[0] + rows[1] - rows[2]
-        t = (t.new_zeros(len(t), groups * outputs) if target.fixed else t[:, kept]).reshape(-1, groups, outputs)
-        if target.addends is not None:
-            t = (t - shift) * inverse
-        image = places[0] + first if images >= HOLD_OUT else torch.arange(len(t), device=t.device)
-        held = image % HOLD_OUT == 0
-        x = patches(layer, reads, places)
-        sums.add(x[~held], t[~held], held=False)
-        sums.add(x[held], t[held], held=True)
-        first += len(reads)
-    return sums, scale, shift
-
-
-def _inverse(scale: Tensor) -> Tensor:
-    """1 / scale, and 0 for the channels that a norm has switched off."""
-    return torch.where(scale.abs() <= 1e-6 * scale.abs().max(), 0.0, 1 / scale)
 
 
 def _current(layer: nn.Module, norm: _BatchNorm | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,6 +162,6 @@ def _current(layer: nn.Module, norm: _BatchNorm | None, scale: Tensor, shift: Te
     if norm is None:
         return weight, constant
     own_scale, own_shift = affine_of(norm, scale)
-    inverse = _inverse(scale)
+    inverse = inverse_of(scale)
     ratio = own_scale * inverse
     return ratio[..., None] * weight, ratio * constant + (own_shift - shift) * inverse

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import TracebackType
 
 import torch
@@ -10,6 +11,24 @@ from torch import Tensor, nn
 from surgery.calibration.targets import Target
 from surgery.core.bfloat16 import computes_in_bfloat16
 from surgery.graph.paused import Forward, PausableModel
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A batch at a target.
+
+    Attributes:
+        reads: what the layer reads in the converted network.
+        parts: of what its target is made: nothing, or what the original has there, or besides it the original's and the
+            converted one's addend.
+        own_reads: what the layer reads in the original, where that is asked for.
+        images: how many these are.
+    """
+
+    reads: Tensor
+    parts: list[Tensor]
+    own_reads: Tensor | None
+    images: int
 
 
 class Passes:
@@ -35,9 +54,10 @@ class Passes:
         own = next(networks[0].parameters()).dtype
         cast_to = None if dtype in (None, own) else dtype
         addends = [target.addends for target in found if target.addends]
+        aims = {place for target in found for place in (target.own_reads, target.aim) if place is not None}
         self._pausable = (
             PausableModel(networks[0], {t.reads for t in found}, {pair[0] for pair in addends}, cast_to),
-            PausableModel(networks[1], {t.aim for t in found if t.aim}, {pair[1] for pair in addends}, cast_to),
+            PausableModel(networks[1], aims, {pair[1] for pair in addends}, cast_to),
         )
         self._running: list[tuple[Forward, Forward]] = []
         self._batches = _affordable(found, given, memory / (cast_to or own).itemsize)
@@ -61,22 +81,20 @@ class Passes:
         """How many images take part in the target of that number."""
         return sum(len(batch) for batch in self.given[: self._batches[number]])
 
-    def at(self, target: Target, number: int) -> Iterator[tuple[Tensor, list[Tensor]]]:
-        """What the layer reads, and of what its target is made, batch after batch.
-
-        That is nothing, or what the original has there, or besides it the original's and the converted one's addend.
-        """
+    def at(self, target: Target, number: int) -> Iterator[Seen]:
+        """What is to be seen at a target, batch after batch."""
         for index in range(self._batches[number]):
             if index == len(self._running):
                 started = [network.start(self.given[index]) for network in self._pausable]
                 self._running.append((started[0], started[1]))
             student, teacher = self._running[index]
             reads, parts = student.advance(target.reads), []
+            own_reads = None if target.own_reads is None else teacher.advance(target.own_reads).to(reads.device)
             if target.aim is not None:
                 parts.append(teacher.advance(target.aim))
             if target.addends is not None:
                 parts += [teacher.values[target.addends[1]], student.values[target.addends[0]]]
-            yield reads, [part.to(reads.device) for part in parts]
+            yield Seen(reads, [part.to(reads.device) for part in parts], own_reads, len(self.given[index]))
             for side, forward in enumerate((student, teacher)):
                 for place in list(forward.values):
                     if self._last.get((side, place), math.inf) <= number:

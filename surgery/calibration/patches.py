@@ -32,20 +32,32 @@ def matrices(layer: nn.Module) -> Tensor:
     return weight.reshape(groups_of(layer), -1, math.prod(weight.shape[1:]))
 
 
-def sampled(maps: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Indices of ``count`` different positions of each map (N, C, H, W), or of all where there are fewer: (n, i, j)."""
+def sampled(maps: Tensor, count: int, generator: torch.Generator, last: bool = False) -> tuple[Tensor, ...]:
+    """Indices of ``count`` different positions of each map, or of all where there are fewer.
+
+    Args:
+        maps: (N, C), (N, C, H, W), or with ``last`` (N, …, C).
+
+    Returns:
+        (n,), (n, i, j), or with ``last`` (n, position), where the positions between the first and the last dimension
+        are counted through.
+    """
     if maps.ndim == 2:
         return (torch.arange(len(maps), device=maps.device),)
-    n, _, height, width = maps.shape
-    keys = torch.rand(n, height * width, generator=generator)
+    height, width = (1, math.prod(maps.shape[1:-1])) if last else maps.shape[2:]
+    keys = torch.rand(len(maps), height * width, generator=generator)
     chosen = keys.topk(min(count, height * width), dim=1).indices.flatten().to(maps.device)
-    image = torch.arange(n, device=maps.device).repeat_interleave(len(chosen) // n)
-    return image, chosen // width, chosen % width
+    image = torch.arange(len(maps), device=maps.device).repeat_interleave(len(chosen) // len(maps))
+    return (image, chosen) if last else (image, chosen // width, chosen % width)
 
 
 def at(maps: Tensor, places: tuple[Tensor, ...]) -> Tensor:
-    """Rows (R, C) of maps (N, C, H, W), or of vectors (N, C)."""
-    return maps[places[0]] if maps.ndim == 2 else maps[places[0], :, places[1], places[2]]
+    """Rows (R, C) of maps at the indices that :func:`sampled` gives."""
+    if len(places) == 1:
+        return maps[places[0]]
+    if len(places) == 2:
+        return maps.flatten(1, -2)[places]
+    return maps[places[0], :, places[1], places[2]]
 
 
 def patches(layer: nn.Module, x: Tensor, places: tuple[Tensor, ...]) -> Tensor:

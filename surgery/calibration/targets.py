@@ -1,15 +1,17 @@
-"""Which layers behind a surgery are fitted again, and to what: read off the recorded graphs of both networks."""
+"""Which layers behind a change are fitted again, and to what: read off the recorded graphs of both networks."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import cast
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from surgery.calibration.patches import FITTED, outputs_of
+from surgery.calibration.changes import behind_changes
+from surgery.calibration.kept_channels import KeptChannels
+from surgery.calibration.patches import FITTED, groups_of, outputs_of
 from surgery.graph import ModelGraph
 from surgery.graph.dataflow import sole_user
 from surgery.graph.kinds import norm_has_activation
@@ -24,7 +26,7 @@ MOST_UNKNOWNS, MOST_BEHIND_SURGERY = 5_000, 10_000
 
 @dataclass(frozen=True)
 class Target:
-    """A layer to fit; or, with ``aim`` None, a surgery layer that sets itself from what it reads.
+    """A layer to fit; or, with ``aim`` None, a surgery layer that sets itself from what it reads, or a norm to measure.
 
     Attributes:
         layer: its name, in both networks.
@@ -35,7 +37,9 @@ class Target:
         addends: the other operand of that sum, in the converted and in the original network: the sum is fitted, so
             that what earlier layers left undone is made up for.
         outputs: which of the original's outputs the layer still has; None for all.
-        fixed: only the norm's statistics are measured (why, in a few words).
+        fixed: the layer is a norm, of which only the statistics are measured (why, in a few words).
+        own_reads: where its input is in the original network, for a layer that reads fewer channels than it did: what
+            those that are left can tell of the others is learnt there.
         elements: numbers that both networks hold for one image while they wait here.
     """
 
@@ -46,41 +50,99 @@ class Target:
     addends: tuple[Place, Place] | None = None
     outputs: tuple[int, ...] | None = None
     fixed: str = ""
+    own_reads: Place | None = None
     elements: int = 0
 
 
 def targets(
-    converted: ModelGraph, original: ModelGraph, kept: Mapping[str, Sequence[int]] = MappingProxyType({})
+    converted: ModelGraph,
+    original: ModelGraph,
+    channels: KeptChannels | None = None,
+    touched: Collection[str] = (),
 ) -> tuple[list[Target], list[Skipped]]:
-    """Layers behind the first surgery, in the order in which they run, and those that cannot be fitted.
+    """Layers behind the first change, in the order in which they run, and those that cannot be fitted.
 
     Args:
-        kept: of layers that were narrowed, the outputs that they still have.
+        channels: of layers that were narrowed, what they still have.
+        touched: names of the modules that were changed, besides the surgery layers.
     """
-    found: list[Target] = []
-    skipped: list[Skipped] = []
-    own = {name: node for node in original if (name := layer_of(original, node) or node.meta.get("module"))}
-    for node in _behind_surgery(converted):
+    finder = _Finder(converted, original, channels or KeptChannels(original, {}))
+    for node in behind_changes(converted, original, touched, finder.channels):
+        finder.visit(node)
+    return finder.found, finder.skipped
+
+
+class _Finder:
+    """Takes the nodes behind a surgery in order, and collects what is to be done there."""
+
+    def __init__(self, converted: ModelGraph, original: ModelGraph, channels: KeptChannels) -> None:
+        self.converted, self.original, self.channels = converted, original, channels
+        self.found: list[Target] = []
+        self.skipped: list[Skipped] = []
+        self.own = {name: node for node in original if (name := layer_of(original, node) or node.meta.get("module"))}
+        self._unfitted: dict[fx.Node, str] = {}
+
+    def visit(self, node: fx.Node) -> None:
         if node.meta["kind"] == "surgery":
-            if converted.called_once(node.meta["module"]):
-                place = Place(node.meta["module"], False)
-                found.append(Target(place.module, None, place, None, elements=live_elements(converted, node)))
-            continue
-        name = layer_of(converted, node)
-        if name is None:
-            continue
-        reason = _cannot(converted, node, name) or ("" if name in own else "the original network has no such layer")
-        reason = reason or _cannot(original, own[name], name) or _too_many(converted, node, name)
-        if reason:
-            skipped.append(Skipped(name, reason))
-        else:
-            target = _target(converted, original, node, own[name], name)
-            if outputs_of(converted.modules[name]) != outputs_of(original.modules[name]):
-                target = _narrowed(target, outputs_of(converted.modules[name]), kept.get(name))
-            aim = cast(Place, target.aim)
-            behind = next((n for n in original if n.meta.get("module") == aim.module), own[name])
-            found.append(replace(target, elements=live_elements(converted, node) + live_elements(original, behind)))
-    return found, skipped
+            self._start(node)
+        elif (name := layer_of(self.converted, node)) is not None:
+            self._fit(node, name)
+        elif node.meta["kind"] == "norm":
+            self._measure(node)
+
+    def _start(self, node: fx.Node) -> None:
+        name = node.meta["module"]
+        if self.converted.called_once(name):
+            elements = live_elements(self.converted, node)
+            self.found.append(Target(name, None, Place(name, False), None, elements=elements))
+
+    def _fit(self, node: fx.Node, name: str) -> None:
+        target = None
+        if not (reason := self._obstacle(node, name)):
+            target = _target(self.converted, self.original, node, self.own[name], name)
+            width, full = (outputs_of(graph.modules[name]) for graph in (self.converted, self.original))
+            if width != full:
+                kept = self.channels.outputs(name, width)
+                target = replace(target, outputs=kept) if kept is not None else None
+                reason = "narrowed: which outputs were kept is not known here"
+        if target is None:
+            self._unfitted[node] = reason
+            self.skipped.append(Skipped(name, reason))
+            return
+        if self._reads_fewer(name):
+            target = replace(target, own_reads=Place(name, False))
+        aim = cast(Place, target.aim)
+        behind = next((n for n in self.original if n.meta.get("module") == aim.module), self.own[name])
+        elements = live_elements(self.converted, node) + live_elements(self.original, behind)
+        self.found.append(replace(target, elements=elements))
+
+    def _reads_fewer(self, name: str) -> bool:
+        """Whether a layer lost inputs, and it is known which."""
+        layer, own = (graph.modules[name] for graph in (self.converted, self.original))
+        if type(layer) is not type(own) or groups_of(layer) != groups_of(own) or isinstance(layer, _BatchNorm):
+            return False
+        shape, full = cast(torch.Tensor, layer.weight).shape, cast(torch.Tensor, own.weight).shape
+        return shape[1:] != full[1:] and self.channels.slice_of(name, shape) is not None
+
+    def _obstacle(self, node: fx.Node, name: str) -> str:
+        """Why a layer cannot be fitted, or ""."""
+        if reason := _cannot(self.converted, node, name):
+            return reason
+        if name not in self.own:
+            return "the original network has no such layer"
+        return _cannot(self.original, self.own[name], name) or _too_many(self.converted, node, name)
+
+    def _measure(self, node: fx.Node) -> None:
+        """A BatchNorm behind a layer that is not fitted learns what it reads now."""
+        name, before = cast("str | None", node.meta.get("module")), node.all_input_nodes[0]
+        reason = self._unfitted.get(before, "" if name in self.own else "the original network has no such norm")
+        if not reason or name is None or not isinstance(self.converted.modules[name], nn.BatchNorm2d):
+            return
+        norm = cast(nn.BatchNorm2d, self.converted.modules[name])
+        if norm.running_mean is None or not self.converted.called_once(name) or len(node.meta["shape"]) != 4:
+            return
+        place, elements = Place(name, False), live_elements(self.converted, node)
+        self.found.append(Target(name, name, place, None, fixed=reason, elements=elements))
 
 
 def layer_of(graph: ModelGraph, node: fx.Node) -> str | None:
@@ -98,22 +160,12 @@ def layer_of(graph: ModelGraph, node: fx.Node) -> str | None:
 def _right_behind_surgery(graph: ModelGraph, norm: fx.Node) -> bool:
     """Whether a BatchNorm is all that can be fitted of what a surgery layer gives."""
     module = graph.modules.get(norm.meta.get("module") or "")
-    if not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.running_mean is None or not module.affine:
+    if not isinstance(module, _BatchNorm) or module.running_mean is None or not module.affine:
         return False
     if norm_has_activation(module):
         return False
     before = norm.all_input_nodes[0]
     return before.meta.get("kind") == "surgery" and sole_user(before) is norm and len(norm.meta["shape"]) == 4
-
-
-def _behind_surgery(graph: ModelGraph) -> Iterator[fx.Node]:
-    """Surgery layers, and the nodes that depend on one, in order."""
-    behind: set[fx.Node] = set()
-    for node in graph:
-        if node.meta.get("kind") == "surgery" or any(source in behind for source in node.all_input_nodes):
-            behind.add(node)
-            if node.op != "output":
-                yield node
 
 
 def _cannot(graph: ModelGraph, node: fx.Node, name: str) -> str:
@@ -125,7 +177,7 @@ def _cannot(graph: ModelGraph, node: fx.Node, name: str) -> str:
     if "weight" not in layer._parameters:
         return "its weight is computed at call time"
     shape = node.all_input_nodes[0].meta["shape"]
-    if shape is None or len(shape) != (2 if isinstance(layer, nn.Linear) else 4):
+    if shape is None or len(shape) not in ((2, 3, 4) if isinstance(layer, nn.Linear) else (4,)):
         return f"reads a tensor of shape {shape}"
     return ""
 
@@ -148,31 +200,25 @@ def _reads_surgery(node: fx.Node) -> bool:
 def _target(converted: ModelGraph, original: ModelGraph, node: fx.Node, own: fx.Node, name: str) -> Target:
     layer = converted.modules[name]
     reads = Place(f"{name}.squeeze", True) if isinstance(layer, SqueezedConv2d) else Place(name, False)
-    norm, last, total = _to_sum(converted, node)
-    _, own_last, own_total = _to_sum(original, own)
+    norm, last, total = to_sum(converted, node)
+    _, own_last, own_total = to_sum(original, own)
     if total is not None and own_total is not None:
-        other, own_other = _other(total, last), _other(own_total, own_last)
+        other, own_other = addend_of(total, last), addend_of(own_total, own_last)
         places = place_of(converted, other), place_of(original, own_other), place_of(original, own_last)
-        if all(places) and _precedes(converted, other, node):
+        alike = _alike(other, last) and _alike(own_other, own_last)
+        if all(places) and alike and _precedes(converted, other, node):
             addends = cast("tuple[Place, Place]", places[:2])
             return Target(name, norm, reads, cast(Place, places[2]), addends)
     return Target(name, norm, reads, Place(name, True))
 
 
-def _narrowed(target: Target, width: int, kept: Sequence[int] | None) -> Target:
-    plain = replace(target, aim=Place(target.layer, True), addends=None)
-    if kept is None or len(kept) != width:
-        return replace(plain, fixed="narrowed: which outputs were kept is not known here")
-    return replace(plain, outputs=tuple(kept))
-
-
-def _to_sum(graph: ModelGraph, node: fx.Node) -> tuple[str | None, fx.Node, fx.Node | None]:
+def to_sum(graph: ModelGraph, node: fx.Node) -> tuple[str | None, fx.Node, fx.Node | None]:
     """The BatchNorm behind a layer, the last node before the sum of two that alone reads it, and that sum."""
     norm: str | None = node.meta["module"] if node.meta["kind"] == "norm" else None
     while (after := sole_user(node)) is not None:
         kind, name = after.meta.get("kind"), after.meta.get("module")
         module = graph.modules.get(name or "")
-        if kind == "norm" and norm is None and isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if kind == "norm" and norm is None and isinstance(module, _BatchNorm):
             if module.running_mean is None or not graph.called_once(cast(str, name)):
                 return None, node, None
             norm = name
@@ -186,21 +232,36 @@ def _to_sum(graph: ModelGraph, node: fx.Node) -> tuple[str | None, fx.Node, fx.N
     return norm, node, None
 
 
-def _other(total: fx.Node, operand: fx.Node) -> fx.Node:
+def addend_of(total: fx.Node, operand: fx.Node) -> fx.Node:
     return next(node for node in total.all_input_nodes if node is not operand)
 
 
+def _alike(one: fx.Node, two: fx.Node) -> bool:
+    """Whether two operands are of one shape, so that neither is spread along the other."""
+    return bool(one.meta["shape"] == two.meta["shape"])
+
+
 def place_of(graph: ModelGraph, node: fx.Node) -> Place | None:
-    """Where a hook can see a node's tensor: a module's output, or what a block is called with."""
+    """Where a hook can see a node's tensor: a module's output, what a block is called with, or what a module reads."""
     name = node.meta.get("module")
     if name is not None and graph.called_once(name):
         return Place(name, True)
-    return next((Place(block, False) for block in node.meta.get("enters", []) if graph.called_once(block)), None)
+    blocks = [block for block in node.meta.get("enters", []) if graph.called_once(block)]
+    users = [
+        user for user in node.users if user.meta.get("kind") in ("norm", "conv", "linear") and user.args[0] is node
+    ]
+    readers = [user.meta["module"] for user in users if user.meta.get("module") is not None]
+    seen = next((reader for reader in (*blocks, *readers) if graph.called_once(reader)), None)
+    return None if seen is None else Place(seen, False)
 
 
 def _precedes(graph: ModelGraph, one: fx.Node, two: fx.Node) -> bool:
+    """Whether a tensor can be seen before ``two`` runs."""
     order = {node: number for number, node in enumerate(graph)}
-    return order[one] < order[two]
+    place = place_of(graph, one)
+    if place is None or place.output or place.module in one.meta.get("enters", []):
+        return order[one] < order[two]
+    return next(order[user] for user in one.users if user.meta.get("module") == place.module) < order[two]
 
 
 def live_elements(graph: ModelGraph, at: fx.Node) -> int:

@@ -1,6 +1,6 @@
 """Make layers narrower, consistently."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,30 +64,3 @@ class Narrow(Transform):
         entries: list[list[Any]] = [*self.widths.values(), *self.parameters.values()]
         sides = [n for entry in entries for n in entry if n is not None]
         return PER_INDEX * sum(sides) + CALL * len(sides)
-
-
-def layer_keep(module: nn.Module, into: list[int] | None, out: list[int] | None) -> dict[str, dict[int, Any]]:
-    """Of a convolution, linear layer or normalisation: parameter → dimension → indices that stay.
-
-    Args:
-        into, out: inputs and outputs that stay (of a normalisation its channels, ``into``); None for all.
-    """
-    if not isinstance(module, nn.Conv2d | nn.Linear):
-        held = [name for name, tensor in [*module.named_parameters(), *module.named_buffers()] if tensor.dim() == 1]
-        return {name: {0: into} for name in held}
-    dims: dict[int, Any] = {} if out is None else {0: out}
-    groups = module.groups if isinstance(module, nn.Conv2d) else 1
-    if into is not None and groups == 1:
-        dims[1] = into
-    elif into is not None and module.weight.shape[1] > 1:
-        dims[1] = np.asarray(into).reshape(groups, -1) % module.weight.shape[1]
-    return {"weight": dims}
-
-
-def keep_of(model: nn.Module, sides: Mapping[str, tuple[list[int] | None, list[int] | None]]) -> Keep:
-    """The indices (in, out) that modules keep, by parameter and dimension."""
-    return {
-        (name, parameter): dims
-        for name, (into, out) in sides.items()
-        for parameter, dims in layer_keep(model.get_submodule(name), into, out).items()
-    }

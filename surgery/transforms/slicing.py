@@ -114,6 +114,29 @@ def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
 
 
+def keep_of_sides(model: nn.Module, kept: Mapping[str, tuple[list[int] | None, list[int] | None]]) -> Keep:
+    """The indices (in, out) that modules keep, by module, as indices of their tensors.
+
+    Inputs of a grouped convolution are numbered over all its groups, and as many of each group stay; normalisations
+    have the first of the two only.
+    """
+    keep: dict[tuple[str, str], dict[int, Any]] = {}
+    for name, (into, out) in kept.items():
+        module = _submodule(model, name)
+        width = _norm_width(module)
+        if width is not None:
+            tensors = [*module._parameters.items(), *module._buffers.items()]
+            keep |= {(name, key): {0: into} for key, t in tensors if t is not None and t.shape == (width,)}
+            continue
+        dims: dict[int, Any] = {} if out is None else {0: out}
+        if into is not None and not is_depthwise(module):
+            dims[1] = into
+            if isinstance(module, nn.Conv2d) and module.groups > 1:
+                dims[1] = np.reshape(into, (module.groups, -1)) % (module.in_channels // module.groups)
+        keep[name, "weight"] = dims
+    return keep
+
+
 def slice_channels(model: nn.Module, form: Sizes, keep: Keep | None = None) -> None:
     """Slice a model in place to new widths, and set its modules' own numbers (``in_channels``, ``groups``, …).
 

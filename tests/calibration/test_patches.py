@@ -61,3 +61,15 @@ def test_positions_are_different_ones_of_every_image(count, rows):
     image, i, j = sampled(torch.zeros(3, 1, 3, 4), count, torch.Generator().manual_seed(1))
     assert len(set(zip(image.tolist(), i.tolist(), j.tolist(), strict=True))) == rows == len(image)
     assert image.bincount().tolist() == [rows // 3] * 3
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 5), (3, 2, 4, 5)])
+@pytest.mark.parametrize("count", [2, 100])
+def test_linear_layers_on_tokens_and_on_maps_with_channels_last(shape, count):
+    layer, x = nn.Linear(5, 4, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
+    y = layer(x)
+    places = sampled(y, count, torch.Generator().manual_seed(0), last=True)
+    assert len(places[0]) == 3 * min(count, y[0, ..., 0].numel())
+    assert len(set(zip(*(index.tolist() for index in places), strict=True))) == len(places[0])
+    product = torch.einsum("rgd,god->rgo", patches(layer, x, places), matrices(layer)).flatten(1)
+    torch.testing.assert_close(product + layer.bias, at(y, places))

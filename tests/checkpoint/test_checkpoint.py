@@ -290,7 +290,7 @@ def test_meta_model_has_nothing_to_save(tmp_path):
 
 def test_methods_are_known_by_name():
     assert method_named("pix").name == "pix"
-    with pytest.raises(ValueError, match="'pix', 'squeeze-conv'"):
+    with pytest.raises(ValueError, match="'pix', .*'squeeze-conv'"):
         method_named("pox")
 
 

@@ -141,7 +141,7 @@ def pix(**arguments):
         (SQUEEZE_CONV | {"arguments": {"squeezed": 4, "tau": 0.5}}, "'squeeze-conv' has the arguments .*or pool_head"),
         (SQUEEZE_CONV | {"arguments": {"identity": [], "erase": []}}, "it takes squeezed, or pool_head"),
         (OTHER | {"method": "narrow", "arguments": {}}, r"'narrow' has the arguments \[\]; it takes widths"),
-        (OTHER | {"method": "narrow", "arguments": {"widths": {"a": [0, 4]}}}, "widths="),
+        (OTHER | {"method": "narrow", "arguments": {"widths": {"a": [0, 4]}}}, r"widths\['a'\]="),
         (OTHER | {"method": "match", "arguments": {"order": 5}}, "order=5: a digest"),
         (OTHER | {"method": "match", "arguments": {"order": "0"}, "channels": [-1, 0]}, "two whole numbers"),
         (OTHER | {"method": "match", "arguments": [["order", "0"]]}, "edit arguments=.*: dict is needed"),

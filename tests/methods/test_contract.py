@@ -55,6 +55,7 @@ SETTINGS = {
     "dwp": {},
     "l1": {"macs": 0.6},
     "random": {"macs": 0.6},
+    "reconstruction": {"macs": 0.8},
     "sfvr": {"macs": 0.6},
     "taylor": {"macs": 0.6},
     centre_tap.CentreTapMethod.name: {},

@@ -58,12 +58,12 @@ def test_a_generator_that_fails_keeps_what_was_done():
 
 def test_choices_are_made_only_where_asked_for():
     def keep(*indices):
-        return lambda model: {"0": (None, list(indices))}
+        return lambda model: {("0", "weight"): {0: list(indices)}}
 
     model = nn.Sequential(nn.Conv2d(3, 4, 1))
     weight = model[0].weight.detach().clone()
-    two = [Narrow({"0": [None, 3]}, keep(1, 2, 3)), Narrow({"0": [None, 2]}, keep(0, 2))]
+    two = [Narrow({"0": [None, 3]}, chooser=keep(1, 2, 3)), Narrow({"0": [None, 2]}, chooser=keep(0, 2))]
     assert apply(model, two, choosing=True) == {"0": [1, 3]}
     assert model[0].weight.equal(weight[[1, 3]])
-    assert apply(model, [Narrow({"0": [None, 1]}, keep(1))]) == {}
+    assert apply(model, [Narrow({"0": [None, 1]}, chooser=keep(1))]) == {}
     assert model[0].weight.equal(weight[[1]])

@@ -25,7 +25,7 @@ def test_a_model_without_surgery_has_none():
 
 def test_is_in_order_and_holds_no_chooser():
     model = nn.Linear(1, 1)
-    remember(model, Reorder("0"), Narrow({"conv1": [None, 1]}, chooser))
+    remember(model, Reorder("0"), Narrow({"conv1": [None, 1]}, chooser=chooser))
     remember(model, PooledHead())
     assert history(model) == (Reorder("0"), Narrow({"conv1": [None, 1]}), PooledHead())
     assert history(model)[1].chooser is None

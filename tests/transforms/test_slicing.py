@@ -1,5 +1,6 @@
 """Slicing a model to new widths: what fits, what is refused, and what a slice keeps."""
 
+import copy
 import json
 
 import pytest
@@ -11,7 +12,7 @@ from surgery.core.errors import SurgeryError
 from surgery.graph import record
 from surgery.graph.coupling import couple
 from surgery.graph.skeleton import meta_copy
-from surgery.transforms.slicing import Sizes, sizes, slice_channels
+from surgery.transforms.slicing import Sizes, keep_of_sides, sizes, slice_channels
 
 
 def small() -> nn.Sequential:
@@ -156,3 +157,35 @@ def test_tied_tensors_are_sliced_alike_or_refused():
     slice_channels(model, Sizes({"0": [8, 4], "1": [8, 4]}))
     assert model[0].weight is model[1].weight
     assert model[0].weight.shape == (4, 8, 1, 1)
+
+
+def test_narrowing_by_zeta_is_a_case_of_it():
+    """What zeta's narrowing slices, with groups that keep other inputs each."""
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=2)),
+        *(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 5, 1), nn.Flatten(), nn.Linear(20, 6)),
+    )
+    middle, other = [0, 2, 5, 7], [1, 3, 4, 6]
+    kept = {"0": (None, middle), "1": (middle, None), "2": (middle, other), "3": (other, other), "4": (other, None)}
+    kept["6"] = ([*range(10)], None)
+    widths = {name: [None if side is None else len(side) for side in sides] for name, sides in kept.items()}
+    sliced = copy.deepcopy(model)
+    slice_channels(sliced, Sizes(widths), keep_of_sides(model, kept))
+    for name, (into, out) in kept.items():
+        assert torch.equal(sliced.get_submodule(name).weight, by_hand(model.get_submodule(name), into, out)), name
+
+
+def by_hand(module, into, out):
+    """The weight that stays, number by number."""
+    weight = module.weight
+    if weight.dim() == 1:
+        return weight[into]
+    rows = range(len(weight)) if out is None else out
+    groups = getattr(module, "groups", 1)
+    each, per = len(weight) // groups, weight.shape[1]
+    if groups > 1 and per == 1:  # depth-wise: an output's own input goes with it
+        return torch.stack([weight[row] for row in rows])
+    columns = {
+        row: [c - row // each * per for c in into or range(groups * per) if c // per == row // each] for row in rows
+    }
+    return torch.stack([weight[row][columns[row]] for row in rows])

@@ -20,10 +20,9 @@ from surgery.methods.planners.narrowing import Narrowing
 from surgery.planning.plan import Plan
 from surgery.transforms.history import remember
 from surgery.transforms.modules_by_name import submodule
-from surgery.transforms.narrow import keep_of
 from surgery.transforms.reorder import Reorder
 from surgery.transforms.replace import Replace
-from surgery.transforms.slicing import Sizes, slice_channels
+from surgery.transforms.slicing import Sizes, keep_of_sides, slice_channels
 from surgery.transforms.subsets import subset_members
 
 ROUNDS = 10
@@ -66,7 +65,7 @@ def match_for(decided: Plan, model: nn.Module, *, inside: bool = False) -> None:
         return
     narrowing = Narrowing(channels, {group: group.width for group in orders})
     keep = {name: narrowing.kept(name, orders) for name in narrowing.widths()}
-    slice_channels(model, Sizes(narrowing.widths()), keep_of(model, keep))
+    slice_channels(model, Sizes(narrowing.widths()), keep_of_sides(model, keep))
     digest = hashlib.blake2b(repr(sorted(keep.items())).encode(), digest_size=8).hexdigest()
     remember(model, Reorder(digest, inside))
 

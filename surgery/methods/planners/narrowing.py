@@ -7,8 +7,8 @@ from torch import nn
 from surgery.graph.channels import Channels, Group
 from surgery.methods.planners.importance import CRITERIA, strongest
 from surgery.transforms.modules_by_name import submodule
-from surgery.transforms.narrow import Narrow, keep_of
-from surgery.transforms.slicing import Keep
+from surgery.transforms.narrow import Narrow
+from surgery.transforms.slicing import Keep, keep_of_sides
 
 Sides = tuple[list[int] | None, list[int] | None]
 Widths = dict[str, list[int | None]]
@@ -60,7 +60,7 @@ class Narrowing:
             )
             for group, width in self.width.items()
         }
-        return keep_of(model, {name: self.kept(name, chosen) for name in self.widths()})
+        return keep_of_sides(model, {name: self.kept(name, chosen) for name in self.widths()})
 
     def kept(self, name: str, chosen: dict[Group, list[int]]) -> Sides:
         """Indices (in, out) that a module keeps where groups keep the ``chosen`` ones; a group left out keeps all."""

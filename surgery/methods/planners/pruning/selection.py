@@ -83,11 +83,12 @@ def normalised(axis: Axis, scores: np.ndarray) -> np.ndarray:
 
 
 def order_of_removal(axes: Sequence[Axis], scores: np.ndarray, limits: Limits, rule: str) -> list[Unit]:
-    """All that may go, in the order in which it goes.
+    """All that may go, in the order in which it goes; what is worth infinity stays.
 
     ``uniform`` removes the same share of every axis, ``global`` whatever is worth least.
     """
-    units = [u for i, axis in enumerate(axes) for u in units_of(i, axis, scores, limits.removable(axis))]
+    everything = [u for i, axis in enumerate(axes) for u in units_of(i, axis, scores, limits.removable(axis))]
+    units = [unit for unit in everything if unit.score < math.inf]
     if rule == "uniform":
         return sorted(units, key=lambda unit: (unit.score > -math.inf, unit.fraction, unit.axis))
     return sorted(units, key=lambda unit: (unit.score, unit.fraction, unit.axis))
