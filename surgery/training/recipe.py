@@ -9,6 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from surgery.core.user_modules import import_user_modules
+from surgery.planning.plan import SHARES
 from surgery.training.recipe_errors import RecipeError, check_key, raises_recipe_errors
 from surgery.training.recipe_sections import (
     FORBID,
@@ -22,8 +23,6 @@ from surgery.training.recipe_text import apply_override, read_recipe
 from surgery.training.recipe_values import FileName, Flag, Precision, Text, Tracker, Whole
 
 __all__ = ["DataSettings", "Recipe", "RecipeError", "TrainSettings", "check_key", "load_recipe"]
-
-SHARES = ("macs", "params", "keep")  # what options may say of how much stays
 
 
 @raises_recipe_errors

@@ -71,6 +71,7 @@ def test_keep_is_a_share_or_shares_by_pattern(capsys):
         (["--method", "l1", "--zeta", "4"], "option of method 'l1'='zeta': one of 'keep', 'macs', 'params'"),
         (["--method", "l1", "--macs", "0.7", "--head", "pool"], "option of method 'l1'='head': one of 'keep'"),
         (["--method", "taylor", "--macs", "0.7"], "needs labelled images: --images FOLDER with CLASS/* is needed"),
+        (["--method", "reconstruction", "--macs", "0.7"], "needs images: --images FOLDER is needed"),
         (["--method", "sfvr", "--macs", "0.7", "--images", "/nowhere"], "--images /nowhere: there is no such folder"),
     ],
 )
@@ -84,12 +85,19 @@ def test_what_cannot_be_is_one_line(capsys, tmp_path, command, arguments, messag
     assert not (tmp_path / "m.safetensors").exists()
 
 
+def test_a_plan_names_what_stays_and_few_of_many_layers(capsys):
+    _, out, _ = run(capsys, "plan", "test_vit", "--method", "l1", "--keep", "patch_embed=0.5,blocks.0.mlp.fc1=0.25")
+    assert "l1, keep patch_embed=0.5,blocks.0.mlp.fc1=0.25, recorded at 3×160×160" in out
+    assert widths(out) == {"patch_embed.proj": (64, 32), "blocks.0.mlp.fc1": (192, 48)}
+    assert "with blocks.0.attn.proj, blocks.0.mlp.fc2, blocks.1.attn.proj and 9 more" in out
+
+
 def test_images_without_labels_and_with(capsys, folder):
-    for method in ("sfvr", "taylor"):
+    for method in ("sfvr", "reconstruction", "taylor"):
         arguments = ["plan", *SMALL, "--method", method, "--macs", "0.7", "--images", str(folder)]
         status, out, err = run(capsys, *arguments)
         assert status == 0, err
-        assert f"{method}, recorded at 3×32×32" in out
+        assert f"{method}, macs 0.7, recorded at 3×32×32" in out
         assert widths(out)
         status, _, err = run(capsys, *arguments, "--image-count", "0")
         assert status == 2
@@ -103,7 +111,7 @@ def test_class_folders_must_fit_the_model(capsys, folder):
     assert "2 class folders, the model 3 outputs" in err
 
 
-@pytest.mark.parametrize("method", ["l1", "sfvr", "taylor"])
+@pytest.mark.parametrize("method", ["l1", "sfvr", "reconstruction", "taylor"])
 def test_images_to_calibrate_with_are_looked_at_too(capsys, tmp_path, folder, method):
     file = tmp_path / "m.safetensors"
     arguments = ["convert", *SMALL, "--method", method, "--macs", "0.7", "--calibrate", str(folder), "--out", str(file)]

@@ -96,13 +96,15 @@ def test_dry_run_shows_the_plan_at_the_images_size(capsys):
     assert "a batch: (359, 3, 16, 16) float32, (359,) int64" in out
 
 
-@pytest.mark.parametrize("method", ["l1", "random", "sfvr", "taylor", "dwp"])
+@pytest.mark.parametrize("method", ["l1", "random", "sfvr", "taylor", "reconstruction", "dwp"])
 def test_dry_run_shows_macs_before_and_after(capsys, method):
     more = [] if method == "dwp" else ["surgery.zeta=null", "surgery.options={macs: 0.5}"]
     assert finetune.main(["--dry-run", *SMALL, f"surgery.method={method}", *more]) == 0
     out = capsys.readouterr().out
-    assert f"{method}{', mode squeeze' if method == 'dwp' else ''}, recorded at 3×16×16" in out
-    before, after = (float(re.search(rf"^{name} +([\d.]+) k", out, re.M).group(1)) for name in ("original", "converted"))
+    assert f"{method}{', mode squeeze' if method == 'dwp' else ', macs 0.5'}, recorded at 3×16×16" in out
+    before, after = (
+        float(re.search(rf"^{name} +([\d.]+) k", out, re.M).group(1)) for name in ("original", "converted")
+    )
     assert after < before
     if method != "dwp":
         assert after == pytest.approx(before / 2, rel=0.04)
