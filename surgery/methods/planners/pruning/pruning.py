@@ -212,7 +212,7 @@ class _Selection:
 
 
 def _others(writers: Sequence[str], most: int = 3) -> str:
-    """The other layers that write an axis, as a note: the first few by name, of a long stream the number of the rest."""
+    """The other layers that write an axis, as a note: by name, of a long stream the first few."""
     if not writers:
         return ""
     named = ", ".join(writers[:most])
