@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import surgery
-from surgery.bench.networks import threads_set_to
-from surgery.bench.timing import Timing, interleaved
 from surgery.core.errors import SurgeryError
+from surgery.core.run_setting import threads_set_to
 from surgery.core.table import table
+from surgery.core.timing import Timing, interleaved
 from surgery.training.auxiliary_losses import whole_loss
 from surgery.training.block_distillation import distilled_blocks
 from surgery.training.data_loading import make_loader
