@@ -74,14 +74,14 @@ def register(method: M) -> M:
 def method_named(name: str) -> Method:
     """The registered method; raises ValueError that lists what there is."""
     discover()
-    check_choice("method", name, _METHODS)
+    check_choice("method", name, methods())
     return _METHODS[name]
 
 
 def methods() -> dict[str, Method]:
-    """All registered methods by name."""
+    """All registered methods by name, in the order of their names, whatever was imported first."""
     discover()
-    return dict(_METHODS)
+    return dict(sorted(_METHODS.items()))
 
 
 def configured(method: Any, options: dict[str, Any]) -> tuple[Method, Any]:

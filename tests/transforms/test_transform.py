@@ -110,7 +110,10 @@ ERASE = EraseCalls("block", "conv1", ((1, "relu"),)).to_json()
         ([], r"\[\]: an object with a type"),
         ({}, r"\{\}: an object with a type"),
         (NARROW | {"type": 1}, "an object with a type"),
-        (NARROW | {"type": "unheard@1"}, r"type 'unheard@1' is not registered here \(known: .*drop@1, .*--import MODULE"),
+        (
+            NARROW | {"type": "unheard@1"},
+            r"type 'unheard@1' is not registered here \(known: .*drop@1, .*--import MODULE",
+        ),
         (NARROW | {"type": "narrow"}, "type 'narrow' is not registered here"),
         (NARROW | {"type": "narrow@0"}, "type 'narrow@0' is not registered here"),
         (NARROW | {"type": "narrow@2"}, "type 'narrow@2': this version reads narrow@1: upgrade"),
