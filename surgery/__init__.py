@@ -1,4 +1,4 @@
-"""Model surgery for pretrained ConvNets: plan, convert, count, save, load, export."""
+"""Model surgery for pretrained networks: plan, convert, count, save, load, export."""
 
 from surgery import checkpoint
 from surgery.calibration import calibrate, synthetic_images

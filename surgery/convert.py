@@ -45,8 +45,8 @@ def convert(
             method knows such an order.
         calibrate: unlabelled images, as for :func:`surgery.calibrate`: fit what follows the sites to what the original
             computes there. Most of the accuracy that surgery takes comes back so, in seconds to minutes.
-        images: batches for a method that looks at images (default: those of ``calibrate``); or, as a number, how many
-            are drawn from ``calibrate`` at most (None takes all).
+        images: batches for a method that looks at images (default: those of ``calibrate``), and then all of
+            ``calibrate`` are drawn; or, as a number, how many are drawn from ``calibrate`` at most (None takes all).
         **arguments: as for :func:`surgery.plan`.
 
     Returns:
@@ -146,7 +146,7 @@ def _batches(
         if calibrate is not None and iter(calibrate) is calibrate:  # it can be read once, and is read twice
             calibrate = list(calibrate if images is None else _first(calibrate, images))  # type: ignore[arg-type]
         return calibrate, calibrate, images  # type: ignore[return-value]
-    return calibrate, images, 1024  # type: ignore[return-value]
+    return calibrate, images, None  # type: ignore[return-value]
 
 
 def _first(batches: Iterable[Any], images: int) -> Iterable[Any]:

@@ -325,3 +325,18 @@ def test_an_option_that_a_file_does_not_name_has_its_default():
 def test_unknown_grouping_is_refused():
     with pytest.raises(ValueError, match="grouping='random'"):
         surgery.plan(surgery.create("resnet26"), grouping="random")
+
+
+def test_with_batches_to_plan_with_all_of_those_to_calibrate_with_are_drawn():
+    torch.manual_seed(0)
+    model = surgery.create("cifar_resnet", num_classes=3, layers=[1, 1, 1, 1], channels=[4, 4, 4, 4]).eval()
+    drawn = []
+
+    def batches():
+        for number in range(5):
+            drawn.append(number)
+            yield torch.randn(256, 3, 8, 8)
+
+    labelled = [(torch.randn(8, 3, 8, 8), torch.arange(8) % 3)]
+    surgery.convert(model, "taylor", keep=0.5, input_size=8, images=labelled, calibrate=batches())
+    assert drawn == list(range(5))

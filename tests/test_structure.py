@@ -1,7 +1,6 @@
 """The shape of the package, read from its source: what imports what, how long functions are, what things are called."""
 
 import ast
-import collections
 import functools
 import re
 import statistics
@@ -9,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import networkx
-import pytest
 
 PACKAGE = Path(__file__).parents[1] / "surgery"
 ENTRIES = 17  # files and folders of the package's top level
@@ -22,9 +20,9 @@ ROOMS = (
     "transforms",
     "vision",
     "planning",
+    "calibration",
     "methods",
     "checkpoint",
-    "calibration",
     "models",
     "deploy",
     "convert",
@@ -40,18 +38,19 @@ LAZY_CIRCLES = {
     ("surgery.planning.registry", "surgery.methods"): "every method there registers itself; the registry names none",
 }
 
-# Lines outside its folder that may name the method, as the default of an argument: so many a room.
-DEFAULT = re.compile(r'(method: \w+ = |default=)"pix"')
-DEFAULTS = {"convert": 2, "planning": 1, "training": 1, "cli": 1}
-
-METHOD = re.compile(r'method\b[^=]*= "pix"')
-NAMES_THE_DEFAULT = {"convert.py": 1, "cli/arguments.py": 1, "planning/request.py": 1}
-
 METHOD = re.compile(r"(?i:(?<![a-z])pix(?![a-z])|pick[- ]or[- ]mix)|PiX")
 EMPTY_NAMES = {"given", "found", "known", "each", "place", "there"}
+PARAMETERS = 8
 
-
-NOT_YET = pytest.mark.xfail(strict=True, reason="names outside of methods/pix are being mended")
+# Functions with more parameters, self left out, and why.
+MANY_PARAMETERS = {
+    ("calibration/calibrating.py", "calibrate"): "a public function: two networks, images, and options by keyword",
+    ("methods/pix/layer.py", "__init__"): "a public layer, whose variants are options by keyword",
+    ("methods/pix/ops/pix.py", "pix"): "a public operator, whose variants are options by keyword",
+    ("methods/pix/ops/pix.py", "_pix"): "the schema of a torch operator, which takes tensors and numbers alone",
+    ("methods/pix/ops/pix.py", "_pix_backward"): "the schema of a torch operator",
+    ("methods/pix/ops/pix.py", "_"): "shapes of a torch operator, by its schema",
+}
 
 
 @functools.cache
@@ -123,12 +122,23 @@ def circles(pairs: set[tuple[str, str]]) -> list[list[str]]:
     return [sorted(group) for group in networkx.strongly_connected_components(graph) if len(group) > 1]
 
 
-def functions() -> Iterator[tuple[str, str, int]]:
-    """Path, name and lines without the docstring, of what runs on the host."""
+def definitions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Path and definition of every function that runs on the host."""
     for path, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not is_device_kernel(node):
-                yield path, node.name, length(node)
+                yield path, node
+
+
+def functions() -> Iterator[tuple[str, str, int]]:
+    """Path, name and lines without the docstring."""
+    return ((path, node.name, length(node)) for path, node in definitions())
+
+
+def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """How many there are, without ``self`` and ``cls``."""
+    named = [arg.arg for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+    return len(named) - (named[:1] in (["self"], ["cls"]))
 
 
 def is_device_kernel(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
@@ -185,14 +195,15 @@ def test_functions_are_short():
     assert statistics.median(lines for *_, lines in functions()) <= MEDIAN
 
 
-@NOT_YET
+def test_functions_have_few_parameters():
+    many = {(path, node.name) for path, node in definitions() if parameters(node) > PARAMETERS}
+    assert many == MANY_PARAMETERS.keys()
+
+
 def test_one_method_is_named_in_its_folder_alone():
-    lines = list(lines_that_name_the_method())
-    assert [entry for entry in lines if not DEFAULT.search(entry[2])] == []
-    assert not collections.Counter(room(module_name(path)) for path, *_ in lines) - collections.Counter(DEFAULTS)
+    assert list(lines_that_name_the_method()) == []
 
 
-@NOT_YET
 def test_variables_are_named_after_what_they_hold():
     assert [entry for entry in bound_names() if entry[2] in EMPTY_NAMES] == []
 
@@ -211,3 +222,7 @@ def test_the_rules_see_what_they_are_for():
 def test_lengths_leave_out_docstrings():
     source = 'def f(\n    x,\n):\n    """One.\n\n    Two.\n    """\n    return x\n'
     assert length(ast.parse(source).body[0]) == 4
+
+
+def test_parameters_leave_out_self():
+    assert parameters(ast.parse("def f(self, a, /, b, *c, d, **e): ...").body[0]) == 3

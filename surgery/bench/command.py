@@ -10,11 +10,12 @@ from typing import Any
 from torch import nn
 
 from surgery.bench import report
-from surgery.bench.networks import DTYPES, LAYOUTS, MODES, Setting, bench_network
+from surgery.bench.networks import bench_network
 from surgery.bench.operators import operator_benchmark
 from surgery.core.atomic_file import write_atomically
 from surgery.core.errors import check_choice
 from surgery.core.extras import check_extra
+from surgery.core.run_setting import DTYPES, LAYOUTS, MODES, Setting
 from surgery.graph.input_size import image_shapes
 from surgery.training.shipped_recipes import find_recipe
 
@@ -45,69 +46,69 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--plot", metavar="FILE", help="draw the ratios (.png, .svg, .pdf)")
 
 
-def run(given: argparse.Namespace, pairs: Pairs, arguments: Sequence[str]) -> str:
-    """Time what ``given`` asks for; ``pairs`` yields (name, original, converted). Returns the tables."""
-    if not given.seconds > 0:
-        raise ValueError(f"--seconds {given.seconds}: a positive number is needed")
-    _check_places(given)
-    if given.train is not None:
-        return _train(given, arguments)
-    settings = list(_settings(given))
+def run(options: argparse.Namespace, pairs: Pairs, arguments: Sequence[str]) -> str:
+    """Time what the options ask for; ``pairs`` yields (name, original, converted). Returns the tables."""
+    if not options.seconds > 0:
+        raise ValueError(f"--seconds {options.seconds}: a positive number is needed")
+    _check_places(options)
+    if options.train is not None:
+        return _train(options, arguments)
+    settings = list(_settings(options))
     parts = []
-    if given.op:
-        timed = operator_benchmark(given.method)
-        parts.append(timed.benchmark(_operator_settings(settings), seconds=given.seconds))
+    if options.op:
+        timed = operator_benchmark(options.method)
+        parts.append(timed.benchmark(_operator_settings(settings), seconds=options.seconds))
     rows = [
-        (name, setting, bench_network(original, converted, setting, _size(given, original), seconds=given.seconds))
+        (name, setting, bench_network(original, converted, setting, _size(options, original), seconds=options.seconds))
         for name, original, converted in pairs()
         for setting in settings
     ]
     if rows:
         parts.append(report.network_table(rows))
-    where = report.machine(given.device)
+    where = report.machine(options.device)
     results = "\n\n".join(parts)
-    if given.plot and rows:
-        write_atomically(given.plot, report.drawn(rows, Path(given.plot).suffix))
-    return _reported(given, arguments, where, results)
+    if options.plot and rows:
+        write_atomically(options.plot, report.drawn(rows, Path(options.plot).suffix))
+    return _reported(options, arguments, where, results)
 
 
-def _train(given: argparse.Namespace, arguments: Sequence[str]) -> str:
+def _train(options: argparse.Namespace, arguments: Sequence[str]) -> str:
     for argument in arguments:
         option = argument.partition("=")[0]
-        if option.startswith("--") and not any(known.startswith(option) for known in TRAIN_OPTIONS):
+        if option.startswith("--") and not any(allowed.startswith(option) for allowed in TRAIN_OPTIONS):
             raise ValueError(f"{option}: not with --train; the recipe says what is run, and how")
-    for setting in given.names:
+    for setting in options.names:
         if "=" not in setting:
             raise ValueError(f"{setting!r}: --train takes its network from the recipe; what follows is key=value")
     check_extra("train", "bench --train")
     from surgery.bench.training import bench_training  # it imports all that trains, which takes seconds
     from surgery.training.recipe import load_recipe
 
-    result = bench_training(load_recipe(find_recipe(given.train), given.names), seconds=given.seconds)
-    return _reported(given, arguments, report.machine(result.device), str(result))
+    result = bench_training(load_recipe(find_recipe(options.train), options.names), seconds=options.seconds)
+    return _reported(options, arguments, report.machine(result.device), str(result))
 
 
-def _reported(given: argparse.Namespace, arguments: Sequence[str], where: str, results: str) -> str:
-    if given.record:
+def _reported(options: argparse.Namespace, arguments: Sequence[str], where: str, results: str) -> str:
+    if options.record:
         left_out = ("--record", "--plot")
         shown = [a for a, before in zip(arguments, ["", *arguments], strict=False) if not {a, before} & set(left_out)]
-        report.record(given.record, f"python -m surgery {shlex.join(shown)}", where, results)
+        report.record(options.record, f"python -m surgery {shlex.join(shown)}", where, results)
     return f"{where}\n\n{results}"
 
 
-def _check_places(given: argparse.Namespace) -> None:
+def _check_places(options: argparse.Namespace) -> None:
     """Raise for files that could not be written, before minutes of measuring are lost to them."""
-    for path in (Path(name) for name in (given.record, given.plot) if name):
+    for path in (Path(name) for name in (options.record, options.plot) if name):
         if not path.parent.is_dir() or path.is_dir():
             raise OSError(f"cannot write {str(path)!r}: a file in a folder that exists is needed")
-    if given.plot:
-        check_choice("the suffix of --plot", Path(given.plot).suffix, report.PICTURES)
+    if options.plot:
+        check_choice("the suffix of --plot", Path(options.plot).suffix, report.PICTURES)
 
 
-def _settings(given: argparse.Namespace) -> Iterator[Setting]:
-    axes = (given.how, given.dtype, given.layout, given.threads, given.batch)
+def _settings(options: argparse.Namespace) -> Iterator[Setting]:
+    axes = (options.how, options.dtype, options.layout, options.threads, options.batch)
     for how, dtype, layout, threads, batch in itertools.product(*axes):
-        yield Setting(batch, how, dtype, layout, threads, given.device, given.training)
+        yield Setting(batch, how, dtype, layout, threads, options.device, options.training)
 
 
 def _operator_settings(settings: list[Setting]) -> list[Setting]:
@@ -116,10 +117,10 @@ def _operator_settings(settings: list[Setting]) -> list[Setting]:
     return list(dict.fromkeys(plain))
 
 
-def _size(given: argparse.Namespace, model: nn.Module) -> tuple[int, ...]:
+def _size(options: argparse.Namespace, model: nn.Module) -> tuple[int, ...]:
     config: Any = getattr(model, "pretrained_cfg", None) or {}
     own = tuple(config.get("input_size") or (3, 224, 224))
-    return own if given.input_size is None else image_shapes(given.input_size, own[:1])[0]
+    return own if options.input_size is None else image_shapes(options.input_size, own[:1])[0]
 
 
 def _numbers(text: str) -> list[int]:

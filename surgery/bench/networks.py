@@ -1,10 +1,8 @@
 """Time a network before and after surgery, and with what surgery put in for free: the floor of any kernel."""
 
-import contextlib
 import copy
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from surgery.bench.timing import Timing, interleaved
-from surgery.core.errors import check_choice
+from surgery.core.run_setting import DTYPES, LAYOUTS, Setting, threads_set_to
+from surgery.core.timing import Timing, interleaved
 from surgery.transforms.changed import added_modules, is_converted
-
-MODES = ("eager", "compile", "cudagraph", "onnx")
-LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One way to run a network.
-
-    Attributes:
-        mode: ``eager``, ``compile`` (torch.compile), ``cudagraph`` (a captured eager step) or ``onnx`` (ONNX Runtime).
-        threads: of the CPU; None leaves them.
-        training: time forward, backward and an SGD step instead of inference.
-    """
-
-    batch: int = 1
-    mode: str = "eager"
-    dtype: str = "float32"
-    layout: str = "channels_last"
-    threads: int | None = None
-    device: str = "cpu"
-    training: bool = False
-
-    def __post_init__(self) -> None:
-        check_choice("mode", self.mode, MODES)
-        check_choice("dtype", self.dtype, DTYPES)
-        check_choice("layout", self.layout, LAYOUTS)
-        if self.batch < 1 or (self.threads is not None and self.threads < 1):
-            raise ValueError(f"batch={self.batch} and threads={self.threads}: positive numbers are needed")
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"device={self.device!r}: this machine has no CUDA device")
-        if self.mode == "cudagraph" and not self.device.startswith("cuda"):
-            raise ValueError(f"mode='cudagraph' needs device='cuda', not {self.device!r}")
-        if self.mode == "onnx" and (self.training or self.device != "cpu" or self.dtype != "float32"):
-            raise ValueError("mode='onnx' is for inference in float32 on the CPU")
 
 
 class Free(nn.Module):
@@ -126,8 +88,8 @@ def with_free_sites(model: nn.Module, x: Tensor, sliced: bool = False) -> nn.Mod
         raise ValueError("the model has no converted site: there is nothing to compare")
     calls = _calls(model, added_modules(model), x)
     free = copy.deepcopy(model)
-    for name, (given, output) in calls.items():
-        steps = _slice_steps(given, output) if sliced else None
+    for name, (argument, output) in calls.items():
+        steps = _slice_steps(argument, output) if sliced else None
         if sliced and steps is None:
             return None
         free.set_submodule(name, Free(output, steps))
@@ -152,26 +114,15 @@ def _calls(model: nn.Module, names: Sequence[str], x: Tensor) -> dict[str, tuple
     return calls
 
 
-def _slice_steps(given: Any, output: Any) -> tuple[int, int] | None:
+def _slice_steps(argument: Any, output: Any) -> tuple[int, int] | None:
     """Steps along H and W of the slice of one map that has another's shape; None where no slice has it."""
-    if not (isinstance(given, Tensor) and isinstance(output, Tensor) and given.ndim == output.ndim == 4):
+    if not (isinstance(argument, Tensor) and isinstance(output, Tensor) and argument.ndim == output.ndim == 4):
         return None
-    sides = list(zip(given.shape[2:], output.shape[2:], strict=True))
+    sides = list(zip(argument.shape[2:], output.shape[2:], strict=True))
     height, width = (-(-before // after) for before, after in sides)
     reached = tuple(-(-before // step) for (before, _), step in zip(sides, (height, width), strict=True))
-    fits = output.shape[1] <= given.shape[1] and reached == tuple(output.shape[2:])
+    fits = output.shape[1] <= argument.shape[1] and reached == tuple(output.shape[2:])
     return (height, width) if fits else None
-
-
-@contextlib.contextmanager
-def threads_set_to(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    try:
-        if count is not None:
-            torch.set_num_threads(count)
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _placed(x: Tensor, setting: Setting) -> Tensor:

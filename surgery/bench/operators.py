@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from surgery.bench.networks import Setting
+from surgery.core.run_setting import Setting
 from surgery.planning.registry import method_named, methods
 
 

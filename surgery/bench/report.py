@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from surgery.bench.networks import Setting
 from surgery.bench.operators import operator_benchmarks
-from surgery.bench.timing import Timing
 from surgery.core.atomic_file import write_atomically
 from surgery.core.extras import check_extra
+from surgery.core.run_setting import Setting, describe
 from surgery.core.table import table
+from surgery.core.timing import Timing
 
 Row = tuple[str, Setting, Timing]
 PICTURES = (".png", ".svg", ".pdf")
@@ -43,14 +43,6 @@ def _time(timing: Timing, part: str) -> str:
 def _ratio(timing: Timing, part: str, base: str) -> str:
     measured = part in timing.seconds and base in timing.seconds
     return "{:.3f} [{:.3f} {:.3f}]".format(*timing.ratio(part, base)) if measured else "–"
-
-
-def describe(setting: Setting) -> str:
-    """A setting in a few words."""
-    threads = "" if setting.threads is None else f", {setting.threads} thread{'s' * (setting.threads > 1)}"
-    step = "training step, " if setting.training else ""
-    layout = "" if setting.mode == "onnx" else f", {setting.layout}"
-    return f"{step}{setting.mode}, {setting.dtype}{layout}, batch {setting.batch}{threads}"
 
 
 def machine(device: str = "cpu") -> str:

@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import surgery
-from surgery.bench.networks import threads_set_to
-from surgery.bench.timing import Timing, interleaved
 from surgery.core.errors import SurgeryError
+from surgery.core.run_setting import threads_set_to
 from surgery.core.table import table
+from surgery.core.timing import Timing, interleaved
 from surgery.training.auxiliary_losses import whole_loss
 from surgery.training.block_distillation import distilled_blocks
 from surgery.training.data_loading import make_loader
 from surgery.training.datasets import open_dataset
+from surgery.training.evidence_images import evidence_images
 from surgery.training.image_dataset import ImageDataset
 from surgery.training.job_setup import make_execution, make_task
 from surgery.training.non_finite import NonFiniteLossError
@@ -153,7 +154,10 @@ def _set_up(recipe: Recipe, accelerator: Accelerator) -> _Setup:
     network, teacher, blocks = make_original(recipe, data.classes, download=False), None, []
     if stage == "finetune":
         original = network
-        network = surgery.convert(original, recipe.surgery.method, strict=True, **recipe.surgery_arguments)
+        images = evidence_images(recipe, data.train, recipe.seed)
+        network = surgery.convert(
+            original, recipe.surgery.method, strict=True, images=images, **recipe.surgery_arguments
+        )
         if settings.distills:
             teacher = original.to(accelerator.device).to(memory_format=make_execution(recipe).memory_format)
         size = recipe.data.image_size

@@ -57,8 +57,8 @@ def calibrate(
         kept: of layers that were narrowed, which outputs of the original they still have (``Plan.kept_outputs``);
             without it those are not fitted, and only the statistics of their norms are measured. What other layers and
             norms lost with them is found out.
-        start: whether layers of the surgery set what is theirs first from what they read (PiX: a p that is nearly
-            constant and takes the mean).
+        start: whether layers of the surgery set what is theirs first from what they read (a gate that is
+            nearly constant, so that all its inputs are averaged).
         images: at most so many are drawn.
         rows_per_feature: rows of each regression for every feature; big maps are sampled.
         memory: bytes of activations held at once; fewer images take part in early layers of big maps.
@@ -77,22 +77,22 @@ def calibrate(
     from surgery.calibration.passes import Passes, fast_dtype  # it needs what the extra installs
 
     model, teacher = unwrapped(model), unwrapped(teacher)
-    for each in (model, teacher):
-        check_model(each, weights=True)
+    for network in (model, teacher):
+        check_model(network, weights=True)
     check_same_order(model, teacher)
     dtypes = [first_weight(network).dtype for network in (model, teacher)]
     if dtypes[0] != dtypes[1]:
         raise ValueError(f"model computes in {dtypes[0]}, teacher in {dtypes[1]}: one dtype is needed")
-    given = image_batches.collect(batches, images, progress)
-    size = tuple(given[0].shape[1:])
+    collected = image_batches.collect(batches, images, progress)
+    size = tuple(collected[0].shape[1:])
     graphs = record(model, size), record(teacher, size)
     touched, channels = changed_modules(model), KeptChannels(graphs[1], kept)
-    found, skipped = targets(*graphs, channels, touched)
-    if not found and not touched:
+    fit_targets, skipped = targets(*graphs, channels, touched)
+    if not fit_targets and not touched:
         raise ValueError(f"{type(model).__name__} has no surgery: convert it first")
     rows = []
-    with Passes((model, teacher), found, given, memory, dtype or fast_dtype(model)) as passes:
-        bar = tqdm(found, desc="calibrating", unit="layer", leave=False, disable=not progress)
+    with Passes((model, teacher), fit_targets, collected, memory, dtype or fast_dtype(model)) as passes:
+        bar = tqdm(fit_targets, desc="calibrating", unit="layer", leave=False, disable=not progress)
         for number, target in enumerate(bar):
             bar.set_postfix_str(target.layer, refresh=False)
             if start or target.aim is not None or target.fixed:

@@ -31,8 +31,8 @@ def folder_batches(
         raise ValueError(f"{count} calibration images: at least 1 is needed")
     names = images_below(folder)
     chosen = [names[i * len(names) // min(count, len(names))] for i in range(min(count, len(names)))]
-    known = preprocessing_of(model, input_size)
-    return _batches(chosen, known.transform(), known.size[0])
+    preprocessing = preprocessing_of(model, input_size)
+    return _batches(chosen, preprocessing.transform(), preprocessing.size[0])
 
 
 def _batches(names: list[Path], transform: Callable[[Image.Image], Tensor], channels: int) -> Iterator[Tensor]:

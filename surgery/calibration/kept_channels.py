@@ -39,9 +39,9 @@ class KeptChannels:
         for name, outputs in self._kept.items():
             numbers = self._numbers.get((name, 0))
             if numbers is not None:
-                there = np.isin(np.arange(len(numbers)), np.asarray(outputs))
-                staying.append(numbers[there])
-                gone.append(numbers[~there])
+                stays = np.isin(np.arange(len(numbers)), np.asarray(outputs))
+                staying.append(numbers[stays])
+                gone.append(numbers[~stays])
         return np.concatenate(staying), np.concatenate(gone)
 
     def outputs(self, name: str, width: int) -> tuple[int, ...] | None:

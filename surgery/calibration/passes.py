@@ -36,8 +36,8 @@ class Passes:
 
     Args:
         networks: the converted and the original one.
-        found: all targets, in order.
-        given: batches of images.
+        targets: all of them, in order.
+        batches: of images.
         memory: bytes of activations that may wait; the first batches alone take part where all do not fit.
         dtype: of the activations; None is the networks' own.
     """
@@ -45,25 +45,25 @@ class Passes:
     def __init__(
         self,
         networks: tuple[nn.Module, nn.Module],
-        found: list[Target],
-        given: list[Tensor],
+        targets: list[Target],
+        batches: list[Tensor],
         memory: float,
         dtype: torch.dtype | None,
     ) -> None:
-        self.networks, self.given = networks, given
+        self.networks, self.batches = networks, batches
         own = next(networks[0].parameters()).dtype
         cast_to = None if dtype in (None, own) else dtype
-        addends = [target.addends for target in found if target.addends]
-        aims = {place for target in found for place in (target.own_reads, target.aim) if place is not None}
+        addends = [target.addends for target in targets if target.addends]
+        aims = {point for target in targets for point in (target.own_reads, target.aim) if point is not None}
         self._pausable = (
-            PausableModel(networks[0], {t.reads for t in found}, {pair[0] for pair in addends}, cast_to),
+            PausableModel(networks[0], {t.reads for t in targets}, {pair[0] for pair in addends}, cast_to),
             PausableModel(networks[1], aims, {pair[1] for pair in addends}, cast_to),
         )
         self._running: list[tuple[Forward, Forward]] = []
-        self._batches = _affordable(found, given, memory / (cast_to or own).itemsize)
+        self._counts = _affordable(targets, batches, memory / (cast_to or own).itemsize)
         # a kept tensor goes when the last target that needs it is done
         self._last = {
-            (side, pair[side]): n for n, t in enumerate(found) if (pair := t.addends) is not None for side in (0, 1)
+            (side, pair[side]): n for n, t in enumerate(targets) if (pair := t.addends) is not None for side in (0, 1)
         }
 
     def __enter__(self) -> "Passes":
@@ -79,13 +79,13 @@ class Passes:
 
     def images(self, number: int) -> int:
         """How many images take part in the target of that number."""
-        return sum(len(batch) for batch in self.given[: self._batches[number]])
+        return sum(len(batch) for batch in self.batches[: self._counts[number]])
 
     def at(self, target: Target, number: int) -> Iterator[Seen]:
         """What is to be seen at a target, batch after batch."""
-        for index in range(self._batches[number]):
+        for index in range(self._counts[number]):
             if index == len(self._running):
-                started = [network.start(self.given[index]) for network in self._pausable]
+                started = [network.start(self.batches[index]) for network in self._pausable]
                 self._running.append((started[0], started[1]))
             student, teacher = self._running[index]
             reads, parts = student.advance(target.reads), []
@@ -94,11 +94,11 @@ class Passes:
                 parts.append(teacher.advance(target.aim))
             if target.addends is not None:
                 parts += [teacher.values[target.addends[1]], student.values[target.addends[0]]]
-            yield Seen(reads, [part.to(reads.device) for part in parts], own_reads, len(self.given[index]))
+            yield Seen(reads, [part.to(reads.device) for part in parts], own_reads, len(self.batches[index]))
             for side, forward in enumerate((student, teacher)):
-                for place in list(forward.values):
-                    if self._last.get((side, place), math.inf) <= number:
-                        del forward.values[place]
+                for point in list(forward.values):
+                    if self._last.get((side, point), math.inf) <= number:
+                        del forward.values[point]
 
 
 def fast_dtype(model: nn.Module) -> torch.dtype | None:
@@ -109,11 +109,11 @@ def fast_dtype(model: nn.Module) -> torch.dtype | None:
     return torch.bfloat16
 
 
-def _affordable(found: list[Target], given: list[Tensor], numbers: float) -> list[int]:
+def _affordable(targets: list[Target], batches: list[Tensor], numbers: float) -> list[int]:
     """How many batches both networks can hold at each target; never fewer than before, lest passes be run again."""
-    counts, least = [], len(given)
-    for target in reversed(found):
-        each = max(1, target.elements * len(given[0]))
-        least = max(1, min(least, int(numbers // each)))
+    counts, least = [], len(batches)
+    for target in reversed(targets):
+        held = max(1, target.elements * len(batches[0]))
+        least = max(1, min(least, int(numbers // held)))
         counts.append(least)
     return counts[::-1]

@@ -77,11 +77,11 @@ class Regression:
     def _own_rows(self, reads: Tensor, places: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """What the original's layer reads of the inputs that are left, and what it gives without its constant."""
         rows = patches(self.own, reads, places).double()
-        given = torch.einsum("rgd,god->rgo", rows, matrices(self.own).to(rows.device)).flatten(1)[:, self.kept]
+        outputs = torch.einsum("rgd,god->rgo", rows, matrices(self.own).to(rows.device)).flatten(1)[:, self.kept]
         inputs = self.channels.inputs(self.target.layer, cast(Tensor, self.layer.weight).shape[1])
         own_inputs = cast(Tensor, self.own.weight).shape[1]
         left = rows.unflatten(2, (own_inputs, -1))[:, :, list(cast("tuple[int, ...]", inputs))].flatten(2)
-        return left, given.reshape(-1, self.groups, self.outputs)
+        return left, outputs.reshape(-1, self.groups, self.outputs)
 
     def priors(self) -> list[Tensor]:
         """What the weights may be drawn towards: zero, and what the original has where the layer still has it.

@@ -95,15 +95,15 @@ def _drawn(model: nn.Module, norms: list[_BatchNorm], noise: Tensor, steps: int,
 
 def _distance(model: nn.Module, norms: list[_BatchNorm], images: Tensor) -> Tensor:
     """Over all norms, how far the mean and the spread of what they read are from what they remember, in their units."""
-    found: list[Tensor] = []
+    distances: list[Tensor] = []
 
     def compare(norm: _BatchNorm, args: tuple[Tensor, ...]) -> None:
         read = args[0].transpose(0, 1).flatten(1).float()
         mean, deviation = read.mean(1), (read.var(1, correction=0) + norm.eps).sqrt()
         assert norm.running_mean is not None and norm.running_var is not None
-        known = (norm.running_var.float() + norm.eps).sqrt()
-        shift, spread = (mean - norm.running_mean.float()) / known, deviation / known - 1
-        found.append((shift.square() + spread.square()).mean())
+        remembered = (norm.running_var.float() + norm.eps).sqrt()
+        shift, spread = (mean - norm.running_mean.float()) / remembered, deviation / remembered - 1
+        distances.append((shift.square() + spread.square()).mean())
 
     handles = [norm.register_forward_pre_hook(compare) for norm in norms]
     try:
@@ -111,7 +111,7 @@ def _distance(model: nn.Module, norms: list[_BatchNorm], images: Tensor) -> Tens
     finally:
         for handle in handles:
             handle.remove()
-    return torch.stack(found).mean()
+    return torch.stack(distances).mean()
 
 
 def _differences(images: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def targets(
     finder = _Finder(converted, original, channels or KeptChannels(original, {}))
     for node in behind_changes(converted, original, touched, finder.channels):
         finder.visit(node)
-    return finder.found, finder.skipped
+    return finder.targets, finder.skipped
 
 
 class _Finder:
@@ -77,7 +77,7 @@ class _Finder:
 
     def __init__(self, converted: ModelGraph, original: ModelGraph, channels: KeptChannels) -> None:
         self.converted, self.original, self.channels = converted, original, channels
-        self.found: list[Target] = []
+        self.targets: list[Target] = []
         self.skipped: list[Skipped] = []
         self.own = {name: node for node in original if (name := layer_of(original, node) or node.meta.get("module"))}
         self._unfitted: dict[fx.Node, str] = {}
@@ -94,7 +94,7 @@ class _Finder:
         name = node.meta["module"]
         if self.converted.called_once(name):
             elements = live_elements(self.converted, node)
-            self.found.append(Target(name, None, Place(name, False), None, elements=elements))
+            self.targets.append(Target(name, None, Place(name, False), None, elements=elements))
 
     def _fit(self, node: fx.Node, name: str) -> None:
         target = None
@@ -114,7 +114,7 @@ class _Finder:
         aim = cast(Place, target.aim)
         behind = next((n for n in self.original if n.meta.get("module") == aim.module), self.own[name])
         elements = live_elements(self.converted, node) + live_elements(self.original, behind)
-        self.found.append(replace(target, elements=elements))
+        self.targets.append(replace(target, elements=elements))
 
     def _reads_fewer(self, name: str) -> bool:
         """Whether a layer lost inputs, and it is known which."""
@@ -141,12 +141,12 @@ class _Finder:
         norm = cast(nn.BatchNorm2d, self.converted.modules[name])
         if norm.running_mean is None or not self.converted.called_once(name) or len(node.meta["shape"]) != 4:
             return
-        place, elements = Place(name, False), live_elements(self.converted, node)
-        self.found.append(Target(name, name, place, None, fixed=reason, elements=elements))
+        point, elements = Place(name, False), live_elements(self.converted, node)
+        self.targets.append(Target(name, name, point, None, fixed=reason, elements=elements))
 
 
 def layer_of(graph: ModelGraph, node: fx.Node) -> str | None:
-    """Name of what can be fitted where a node is its call: a convolution, a linear layer, a BatchNorm behind a PiX."""
+    """Name of what can be fitted where a node is its call: a convolution, a linear layer, a norm behind surgery."""
     kind, name = node.meta.get("kind"), cast("str | None", node.meta.get("module"))
     if kind == "norm":
         return name if _right_behind_surgery(graph, node) else None
@@ -258,10 +258,10 @@ def place_of(graph: ModelGraph, node: fx.Node) -> Place | None:
 def _precedes(graph: ModelGraph, one: fx.Node, two: fx.Node) -> bool:
     """Whether a tensor can be seen before ``two`` runs."""
     order = {node: number for number, node in enumerate(graph)}
-    place = place_of(graph, one)
-    if place is None or place.output or place.module in one.meta.get("enters", []):
+    point = place_of(graph, one)
+    if point is None or point.output or point.module in one.meta.get("enters", []):
         return order[one] < order[two]
-    return next(order[user] for user in one.users if user.meta.get("module") == place.module) < order[two]
+    return next(order[user] for user in one.users if user.meta.get("module") == point.module) < order[two]
 
 
 def live_elements(graph: ModelGraph, at: fx.Node) -> int:

@@ -40,13 +40,13 @@ class Limits:
 
     Attributes:
         total: of all together.
-        each: of any one: a width, a number of classes, a length.
+        number: any one argument: a width, a number of classes, a length.
         image: side of an image or a map; a position takes a sixteenth of a number or more (a patch of 32 × 32 pixels).
         window: side of a window, whose positions a builder lists.
     """
 
     total: int = LARGEST
-    each: int = 32_768
+    number: int = 32_768
     image: int = 1_024
     window: int = 256
 
@@ -89,7 +89,7 @@ class Budget:
         root = math.isqrt(self.elements)
         return Limits(
             total=max(LARGEST, self.elements),
-            each=max(Limits.each, 4 * self.longest),
+            number=max(Limits.number, 4 * self.longest),
             image=max(Limits.image, 4 * root),
             window=max(Limits.window, root),
         )

@@ -62,7 +62,7 @@ def check_numbers(kwargs: dict[str, Any], limits: Limits = Limits()) -> None:  #
 def _limit(name: str, limits: Limits) -> int:
     if _WINDOW.search(name):
         return limits.window
-    return limits.image if _IMAGE.search(name) else limits.each
+    return limits.image if _IMAGE.search(name) else limits.number
 
 
 def check_known(function: Callable[..., Any], kwargs: dict[str, Any], *, shared: bool) -> None:
@@ -72,13 +72,13 @@ def check_known(function: Callable[..., Any], kwargs: dict[str, Any], *, shared:
         shared: whether the builder hands on what it does not name to functions and classes of its module, as timm's
             and torchvision's do.
     """
-    known = _names(function, shared)
+    accepted = _names(function, shared)
     for name in kwargs:
-        if known is not None and name not in known:
-            near = difflib.get_close_matches(name, known, 3) or sorted(known)[:8]
+        if accepted is not None and name not in accepted:
+            near = difflib.get_close_matches(name, accepted, 3) or sorted(accepted)[:8]
             raise SourceError(
-                f"got an unexpected keyword argument {name!r:.80}; of the {len(known)} that {function.__name__} takes, "
-                f"near are {', '.join(near)}"
+                f"got an unexpected keyword argument {name!r:.80}; of the {len(accepted)} that {function.__name__} "
+                f"takes, near are {', '.join(near)}"
             )
 
 

@@ -62,10 +62,10 @@ def save(
     elif source is None and kwargs is not None:
         raise ValueError(f"kwargs={kwargs!r} belong to a source: pass source= too")
     tensors, aliases = _unique({name: t.detach().cpu() for name, t in model.state_dict().items()})
-    found = find_source(model, source, input_size, Budget.of(tensors.values()))
+    checked_source = find_source(model, source, input_size, Budget.of(tensors.values()))
     content: dict[str, Any] = {
         "schema": SCHEMA,
-        "source": asdict(found),
+        "source": asdict(checked_source),
         "transforms": _transforms(model),
         "aliases": aliases,
         "versions": {name: version(name) for name in ("surgery", "torch", "torchvision", "timm")},

@@ -25,6 +25,7 @@ from surgery.checkpoint.builder_arguments import (
 from surgery.checkpoint.pretrained_weights import from_cache, weights_at_hand
 from surgery.checkpoint.source_inference import guesses, input_size_of
 from surgery.core.errors import SourceError, SurgeryError, check_choice, described
+from surgery.core.registering import check_name_free
 from surgery.graph import ModelGraph, record
 from surgery.graph.input_size import InputSize
 from surgery.graph.skeleton import meta_copy
@@ -77,9 +78,8 @@ def register_builder(name: str) -> Callable[[Builder], Builder]:
         raise ValueError(f"builder name {name!r}: a name without a slash, other than timm and torchvision, is needed")
 
     def register(function: Builder) -> Builder:
-        known = _BUILDERS.get(name)
-        if known is not None and known.__qualname__ != function.__qualname__:
-            raise ValueError(f"builder {name!r} is registered already, by {known.__qualname__}")
+        earlier = _BUILDERS.get(name)
+        check_name_free(f"builder {name!r}", function, earlier, f", by {earlier.__qualname__}" if earlier else "")
         _BUILDERS[name] = function
         return function
 
@@ -96,16 +96,16 @@ def parse_source(text: str, kwargs: dict[str, Any] | None = None) -> Source:
     if builder in _BUILDERS and not name:
         return Source(builder, "", kwargs or {})
     if builder == "torchvision":
-        known = torchvision.models.list_models()
+        listed = torchvision.models.list_models()
     else:
         builder, name = "timm", name if builder == "timm" else text
-        known = timm.list_models()
+        listed = timm.list_models()
     try:
-        check_choice(f"{builder} model", name.split(".")[0], known)
+        check_choice(f"{builder} model", name.split(".")[0], listed)
     except ValueError:
-        near = difflib.get_close_matches(name, known, 3)
+        near = difflib.get_close_matches(name, listed, 3)
         hint = f"; near are {', '.join(near)}" if near else ""
-        raise SourceError(f"there is no model {text!r} in {builder} (which has {len(known)}){hint}") from None
+        raise SourceError(f"there is no model {text!r} in {builder} (which has {len(listed)}){hint}") from None
     return Source(builder, name, kwargs or {})
 
 
@@ -158,9 +158,9 @@ def _builder(source: Source, pretrained: bool) -> Builder:
         return _torchvision_builder(source, pretrained)
     function = _BUILDERS.get(source.builder)
     if function is None:
-        known = ", ".join(["timm", "torchvision", *_BUILDERS])
+        builders = ", ".join(["timm", "torchvision", *_BUILDERS])
         raise SourceError(
-            f"builder {source.builder!r:.80} is not registered here (known: {known}); import what registers it "
+            f"builder {source.builder!r:.80} is not registered here (known: {builders}); import what registers it "
             "(on the command line: --import MODULE)"
         )
     if source.name:
@@ -232,7 +232,7 @@ def _affordable(model: nn.Module, transforms: Iterable[Transform], budget: Budge
 
 def find_source(
     model: nn.Module,
-    given: Source | None = None,
+    stated: Source | None = None,
     input_size: InputSize | None = None,
     budget: Budget | None = None,
 ) -> Source:
@@ -245,8 +245,8 @@ def find_source(
         SourceError: nothing that can be inferred gives this network; names the first difference.
     """
     remembered = getattr(model, MEMORY, None)
-    candidates = [given] if given else [remembered] if remembered else []
-    candidates += [] if given else [Source(*guess) for guess in guesses(model)]
+    candidates = [stated] if stated else [remembered] if remembered else []
+    candidates += [] if stated else [Source(*guess) for guess in guesses(model)]
     if not candidates:
         raise SourceError(
             f"how this {type(model).__name__} was made is not known: pass source='timm/NAME' or 'torchvision/NAME' "
@@ -286,10 +286,10 @@ class _Comparison:
             rebuilt = rebuild(source, history(self.model), budget, values=values)
         except SurgeryError as error:
             return str(error)
-        found = _shapes(rebuilt)
-        for name in [*self.shapes, *found]:
-            if self.shapes.get(name) != found.get(name):
-                return f"{name!r} has shape {found.get(name)}, the model's {self.shapes.get(name)}"
+        shapes = _shapes(rebuilt)
+        for name in [*self.shapes, *shapes]:
+            if self.shapes.get(name) != shapes.get(name):
+                return f"{name!r} has shape {shapes.get(name)}, the model's {self.shapes.get(name)}"
         first = _first_difference(record(rebuilt, self.input_size), self.recorded)
         return first and _first_difference(
             record(rebuilt, self.input_size), record(_without_caches(self.model, rebuilt), self.input_size)

@@ -9,6 +9,7 @@ import surgery
 from surgery.bench.command import add_options
 from surgery.bench.command import run as bench_command
 from surgery.checkpoint.source import build
+from surgery.cli.image_options import method_images
 from surgery.cli.model_options import add_model_options, build_model
 from surgery.cli.surgery_options import add_surgery_options, surgery_arguments
 from surgery.transforms.changed import is_converted
@@ -36,4 +37,9 @@ def _pairs(args: argparse.Namespace) -> Iterator[tuple[str, nn.Module, nn.Module
             source = surgery.Source(**surgery.checkpoint.read(name)[0]["source"])
             yield name, build(source), model
         else:
-            yield name, model, surgery.convert(model, args.method, strict=True, **surgery_arguments(args))
+            images = method_images(args, model)
+            yield (
+                name,
+                model,
+                surgery.convert(model, args.method, strict=True, images=images, **surgery_arguments(args)),
+            )

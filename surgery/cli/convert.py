@@ -1,13 +1,13 @@
 """``convert``: a model, converted and calibrated where that is asked for, in one safetensors file."""
 
 import argparse
-from collections.abc import Iterable
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 import surgery
 from surgery.calibration.folder import folder_batches
+from surgery.cli.image_options import BatchesWhenAsked, method_images
 from surgery.cli.model_options import add_model_options, build_model, warn_of_random_weights
 from surgery.cli.surgery_options import add_surgery_options, surgery_arguments
 from surgery.core.extras import check_extra
@@ -23,7 +23,8 @@ def add_convert(command: argparse.ArgumentParser) -> None:
     images.add_argument(
         "--calibrate",
         metavar="FOLDER",
-        help="recover accuracy with the images below this folder (labels are not needed)",
+        help="recover accuracy with the images below this folder (labels are not needed); without --images "
+        "the method looks at these",
     )
     images.add_argument(
         "--synthetic", action="store_true", help="the same without images: some are made from the model's BatchNorms"
@@ -43,6 +44,7 @@ def _convert(args: argparse.Namespace) -> str:
         inplace=True,
         strict=True,
         calibrate=_calibration_images(args, model),
+        images=method_images(args, model),
         **surgery_arguments(args),
     )
     warn_of_random_weights(args, model, "and so are those of the file")
@@ -56,14 +58,16 @@ def _convert(args: argparse.Namespace) -> str:
     return f"{table(('', 'MACs', 'params', 'memory written'), rows, right=(1, 2, 3))}\nwrote {args.out} ({size})"
 
 
-def _calibration_images(args: argparse.Namespace, model: nn.Module) -> Iterable[Tensor] | None:
-    """What to calibrate with; None also where there is nothing to convert, before minutes go into images."""
+def _calibration_images(args: argparse.Namespace, model: nn.Module) -> BatchesWhenAsked | None:
+    """What to calibrate with, read or made when it is asked for: not where there is nothing to convert."""
     if not args.calibrate and not args.synthetic:
         return None
     check_extra("calibrate", "--calibrate" if args.calibrate else "--synthetic")
-    if not surgery.plan(model, args.method, **surgery_arguments(args)).decisions:
-        return None
     count = args.calibration_images
     if args.calibrate:
-        return folder_batches(args.calibrate, model, 1024 if count is None else count, args.input_size)
-    return surgery.synthetic_images(model, 256 if count is None else count, input_size=args.input_size)
+        folder = args.calibrate
+        return BatchesWhenAsked(
+            lambda: folder_batches(folder, model, 1024 if count is None else count, args.input_size)
+        )
+    wanted = 256 if count is None else count
+    return BatchesWhenAsked(lambda: [surgery.synthetic_images(model, wanted, input_size=args.input_size)])

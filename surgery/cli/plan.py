@@ -3,6 +3,7 @@
 import argparse
 
 import surgery
+from surgery.cli.image_options import method_images
 from surgery.cli.model_options import add_model_options, build_model
 from surgery.cli.surgery_options import add_surgery_options, surgery_arguments
 
@@ -21,7 +22,9 @@ def add_cost(command: argparse.ArgumentParser) -> None:
 
 
 def _plan(args: argparse.Namespace) -> str:
-    return str(surgery.plan(build_model(args), args.method, **surgery_arguments(args)))
+    model = build_model(args)
+    images = method_images(args, model)
+    return str(surgery.plan(model, args.method, images=images, **surgery_arguments(args)))
 
 
 def _cost(args: argparse.Namespace) -> str:

@@ -56,7 +56,7 @@ def check(run: Run, draws: Sequence[Sequence[Sample]], dtype: torch.dtype) -> No
     mean where the model picks the max; an error of the export shows in every draw.
     """
     accepted = TOLERANCE[dtype]
-    best = min((_worst(run, samples) for samples in draws), key=lambda found: found.share)
+    best = min((_worst(run, samples) for samples in draws), key=lambda difference: difference.share)
     if not best.share <= accepted:
         raise DifferentOutputsError(
             f"the file's outputs differ from the model's by up to {best.distance:.3g}, where the model's go up to "
@@ -65,27 +65,27 @@ def check(run: Run, draws: Sequence[Sequence[Sample]], dtype: torch.dtype) -> No
 
 
 def _worst(run: Run, samples: Sequence[Sample]) -> Difference:
-    found = (_difference(each.outputs, run(each.image)) for each in samples)
-    return max(found, key=lambda difference: difference.share)
+    differences = (_difference(sample.outputs, run(sample.image)) for sample in samples)
+    return max(differences, key=lambda difference: difference.share)
 
 
-def _difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> Difference:
-    shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (expected, found)]
+def _difference(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> Difference:
+    shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (expected, actual)]
     if shapes[0] != shapes[1]:
         raise DifferentOutputsError(f"the file's outputs have the shapes {shapes[1]}, the model's {shapes[0]}")
     worst = Difference()
-    for one, two in zip(expected, found, strict=True):
+    for one, two in zip(expected, actual, strict=True):
         worst = max(worst, _between(one.cpu().double(), two.cpu().double()), key=lambda difference: difference.share)
     return worst
 
 
-def _between(expected: Tensor, found: Tensor) -> Difference:
+def _between(expected: Tensor, actual: Tensor) -> Difference:
     if not expected.numel():
         return Difference()
     finite = expected.isfinite()
     if not finite.any():
         raise ExportError("the model's own outputs are not finite on random images: nothing to compare with")
     # NaN and infinity equal only themselves
-    same = (expected == found) | (expected.isnan() & found.isnan())
-    distance = (expected - found).abs().nan_to_num(nan=torch.inf).masked_fill(same, 0)
+    same = (expected == actual) | (expected.isnan() & actual.isnan())
+    distance = (expected - actual).abs().nan_to_num(nan=torch.inf).masked_fill(same, 0)
     return Difference(distance.max().item(), expected[finite].abs().max().item())

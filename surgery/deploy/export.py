@@ -110,8 +110,8 @@ class _Export:
         first = next(weights, torch.empty(0))
         self.dtype, self.device = first.dtype, first.device
         if self.dtype not in TOLERANCE:
-            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in TOLERANCE)
-            raise ExportError(f"{model} has weights of {self.dtype}: one of {known} is needed")
+            dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in TOLERANCE)
+            raise ExportError(f"{model} has weights of {self.dtype}: one of {dtypes} is needed")
 
     def write(self, choices: Sequence[Images]) -> None:
         """Write and check a file for the first choice that works, with a warning where it is not the first of all."""
@@ -176,11 +176,11 @@ class _Export:
             return f" (ONNX Runtime has no convolution in {kind}: export model.float(), or to format 'torch-export')"
         return ""
 
-    def _tell(self, wanted: Images, given: Images, failures: dict[Images, Exception]) -> None:
-        if given != wanted:
+    def _tell(self, wanted: Images, written: Images, failures: dict[Images, Exception]) -> None:
+        if written != wanted:
             warnings.warn(
                 f"height and width are fixed in this export of {self.model} ({_reason(failures[wanted])}): "
-                f"the file takes images {given} only",
+                f"the file takes images {written} only",
                 stacklevel=4,
             )
 

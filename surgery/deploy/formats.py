@@ -62,8 +62,8 @@ def format_named(name: str | None, path: Path) -> tuple[str, Format]:
     if name is None:
         fitting = [name for name, form in FORMATS.items() if form.suffix == path.suffix]
         if not fitting:
-            known = ", ".join(f"{form.suffix} ({name})" for name, form in FORMATS.items())
-            raise ValueError(f"the suffix of {str(path)!r} names no format: one of {known} is needed")
+            suffixes = ", ".join(f"{form.suffix} ({name})" for name, form in FORMATS.items())
+            raise ValueError(f"the suffix of {str(path)!r} names no format: one of {suffixes} is needed")
         if len(fitting) > 1:
             raise ValueError(f"{str(path)!r} may be of several formats: pass format={' or '.join(map(repr, fitting))}")
         name = fitting[0]
@@ -88,9 +88,9 @@ def _write_onnx(program: ExportedProgram, images: Images, file: Path, opset: int
             verbose=False,
         )
     assert written is not None
-    found = written.model.opset_imports.get("")
-    if opset is not None and found != opset:
-        raise ExportError(f"operators of this model have no form in opset {opset}; {found} has one for each")
+    written_opset = written.model.opset_imports.get("")
+    if opset is not None and written_opset != opset:
+        raise ExportError(f"operators of this model have no form in opset {opset}; {written_opset} has one for each")
     _name_outputs(written.model.graph, labels.outputs)
     written.model.metadata_props.update(labels.metadata)
     file.write_bytes(written.model_proto.SerializeToString())

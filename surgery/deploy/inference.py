@@ -75,15 +75,15 @@ def optimize_for_inference(
 
 def _pairs(graph: ModelGraph) -> list[tuple[str, str]]:
     """Names of convolutions and of the BatchNorm that alone reads each; both run once in a forward."""
-    found = []
+    pairs = []
     for node in graph:
         conv, user = node.meta.get("module"), sole_user(node)
         norm = None if user is None else user.meta.get("module")
         if conv is None or norm is None or node.meta.get("kind") != "conv":
             continue
         if graph.called_once(conv) and graph.called_once(norm) and _fits(graph, conv, cast(fx.Node, user), norm):
-            found.append((conv, norm))
-    return found
+            pairs.append((conv, norm))
+    return pairs
 
 
 def _fits(graph: ModelGraph, conv: str, user: fx.Node, norm: str) -> bool:
@@ -150,8 +150,8 @@ def _check_same(model: nn.Module, folded: nn.Module, input_shape: tuple[int, ...
         )
         return
     x = torch.randn(1, *input_shape, dtype=parameter.dtype, device=parameter.device)
-    expected, found = _outputs(model, x), _outputs(folded, x)
-    for a, b in zip(expected, found, strict=True):
+    expected, folded_outputs = _outputs(model, x), _outputs(folded, x)
+    for a, b in zip(expected, folded_outputs, strict=True):
         worst, scale = (a - b).abs().max().item(), a.abs().max().item()
         if not worst <= tolerance * max(scale, 1e-6):
             raise SurgeryError(
@@ -163,7 +163,7 @@ def _check_same(model: nn.Module, folded: nn.Module, input_shape: tuple[int, ...
 def _outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
     with eval_mode(model), torch.no_grad():
         result = cast(Callable[[Tensor], object], model)(x)
-    found = (
+    outputs = (
         result if isinstance(result, (list, tuple)) else list(result.values()) if isinstance(result, dict) else [result]
     )
-    return [t for t in found if isinstance(t, Tensor)]
+    return [t for t in outputs if isinstance(t, Tensor)]

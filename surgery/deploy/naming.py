@@ -35,5 +35,9 @@ def preprocessing_metadata(model: nn.Module, input_size: InputSize) -> dict[str,
     configured = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     if not isinstance(carried, Preprocessing) and not (isinstance(configured, dict) and configured.get("mean")):
         return {}
-    known = preprocessing_of(model, input_size).to_json()
-    return {key: json.dumps(value, ensure_ascii=False) for key, value in known.items() if value not in (None, [], ())}
+    preprocessing = preprocessing_of(model, input_size).to_json()
+    return {
+        key: json.dumps(value, ensure_ascii=False)
+        for key, value in preprocessing.items()
+        if value not in (None, [], ())
+    }

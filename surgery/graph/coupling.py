@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from timm import layers as timm_layers
+from timm.layers.adaptive_avgmax_pool import FastAdaptiveAvgPool, FastAdaptiveMaxPool
 from torch import Tensor, fx, nn
 
 from surgery.graph.channel_classes import Coupling, Layer, Side, connected
@@ -135,6 +136,8 @@ class _Walker:
             rules["scale"] = self.same
             if isinstance(self.graph.modules[node.meta["module"]], timm_layers.LayerScale):
                 return self.scaled_tokens
+            if isinstance(self.graph.modules[node.meta["module"]], (FastAdaptiveAvgPool, FastAdaptiveMaxPool)):
+                return self.fast_pooling
             rules |= {"identity": self.same, "reshape": self.flattening} | dict.fromkeys(_SPATIAL, self.spatial)
             return rules.get(kind or "")
         if name in _MOVES:
@@ -331,11 +334,18 @@ class _Walker:
         numbers = self.full(source)
         dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
         keepdim = node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False)
-        if dims is None:
-            return None
-        first = torch.amax(numbers, dims, keepdim=True)  # type: ignore[arg-type]
+        return None if dims is None else self._one_of(numbers, dims, bool(keepdim))  # type: ignore[arg-type]
+
+    def fast_pooling(self, node: fx.Node) -> Tensor | None:
+        """timm's pooling of a map in any layout: a reduction along its spatial dimensions."""
+        module = self.graph.modules[node.meta["module"]]
+        numbers = self.full(node.all_input_nodes[0])
+        return self._one_of(numbers, module.dim, not module.flatten)  # type: ignore[arg-type]
+
+    def _one_of(self, numbers: Tensor, dims: int | tuple[int, ...], keepdim: bool) -> Tensor:
+        first = torch.amax(numbers, dims, keepdim=True)
         self.tie(numbers, first.expand_as(numbers))
-        return first if keepdim else torch.amax(numbers, dims)  # type: ignore[arg-type]
+        return first if keepdim else torch.amax(numbers, dims)
 
     def elementwise(self, node: fx.Node) -> Tensor | None:
         """Sums, gates and activations: channels of operands that lie on each other go together."""

@@ -56,7 +56,7 @@ def graph_cost(graph: ModelGraph) -> OpCost:
 
 
 def node_cost(graph: ModelGraph, node: fx.Node) -> OpCost:
-    """Cost of one recorded operation for one image (PiX supplement C); nothing for what :func:`uncounted` lists."""
+    """Cost of one recorded operation for one image; nothing for what :func:`uncounted` lists."""
     counter = _counter(node)
     return OpCost() if counter is None else counter(graph, node, _elements(node))
 

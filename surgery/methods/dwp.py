@@ -1,7 +1,7 @@
 """``dwp``: depth-wise pooling, the squeeze without parameters (FACS, "DWP"; its Table 2 has DWP-ResNet-50).
 
 Each output channel is the maximum or the mean of a window of consecutive input channels, by default of the
-ζ = C / C_out that a squeeze would mix. PiX's control: what picking and mixing alone gives, without a predictor.
+ζ = C / C_out that a squeeze would mix. The control of learned squeezes: what pooling alone gives.
 """
 
 import dataclasses

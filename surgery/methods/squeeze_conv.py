@@ -6,7 +6,7 @@ convolutions into another kind of squeeze.
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +22,7 @@ from surgery.planning.evidence import Evidence, Kind
 from surgery.planning.registry import Proposal, register
 from surgery.planning.selection import Selection
 from surgery.planning.sites import Skipped
+from surgery.transforms.edit_migrations import Json, inserted, migrates_edit, only_argument, pooled_head
 from surgery.transforms.layer_kinds import Insertion, LayerKind, register_layer
 from surgery.transforms.subsets import subset_bounds
 
@@ -48,6 +49,15 @@ def _inserted(channels: int, squeezed: int, options: SqueezeConvOptions) -> Inse
 
 
 register_layer(LayerKind("squeeze-conv", SqueezeConvOptions, inserted=_inserted))
+
+
+@migrates_edit("squeeze-conv")
+def _transforms_of(edit: Json, arguments: Json) -> Iterator[Json]:
+    """Edits that older files hold of this method (schema 1), as transforms."""
+    if set(arguments) == {"pool_head"}:
+        yield pooled_head(arguments)
+    else:
+        yield inserted(edit, only_argument("squeeze-conv", arguments, "squeezed", "squeezed, or pool_head"), {})
 
 
 @register

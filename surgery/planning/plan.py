@@ -1,7 +1,7 @@
 """Decide what surgery would do to a model, and say why not where it would not."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from surgery.transforms.carry_out import KeptOutputs, apply
 from surgery.transforms.transform import Transform
 
 HEADER = ("site", "role", "channels", "ratio", "note")
+SHARES = ("macs", "params", "keep")  # options of a method that say how much stays
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,9 @@ class Plan:
 
     def _title(self) -> str:
         mode = f", mode {self.mode}" if self.mode else ""
-        return f"{self.method}{mode}, recorded at {'×'.join(map(str, self.input_size))}"
+        shares = ((name, getattr(self.config, name, None)) for name in SHARES)
+        left = "".join(f", {name} {_share(value)}" for name, value in shares if value is not None)
+        return f"{self.method}{mode}{left}, recorded at {'×'.join(map(str, self.input_size))}"
 
     def _rows(self) -> list[tuple[str, ...]]:
         return [
@@ -121,6 +124,13 @@ class Plan:
     def _repr_html_(self) -> str:
         """The same for notebooks."""
         return html_table(HEADER, self._rows(), right=(3,), caption=self._title(), lines=self._lines())
+
+
+def _share(value: Any) -> str:
+    """One share, or shares by pattern as they are written on the command line."""
+    if not isinstance(value, Mapping):
+        return f"{value:g}"
+    return ",".join(f"{pattern}={share:g}" for pattern, share in value.items())
 
 
 def _has_module(model: nn.Module, name: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from surgery.core.errors import check_choice
+from surgery.core.registering import check_name_free
 from surgery.graph import ModelGraph
 from surgery.planning import evidence as evidence_module
 from surgery.planning.decision import Decision
@@ -57,15 +58,15 @@ def register(method: M) -> M:
     """Class decorator: make a method known by its ``name``.
 
     Raises:
-        ValueError: the name is taken, or an attribute of :class:`Method` is missing.
+        ValueError: the name is taken by another class, or an attribute of :class:`Method` is missing.
     """
     missing = [name for name in (*Method.__annotations__, "plan") if not hasattr(method, name)]
     if missing:
         raise ValueError(f"method {method.__name__} has no {', '.join(missing)}")
     made: Method = method()
     check_choice("evidence", made.evidence, evidence_module.KINDS)
-    if made.name in _METHODS:
-        raise ValueError(f"method {made.name!r} is registered already")
+    earlier = _METHODS.get(made.name)
+    check_name_free(f"method {made.name!r}", method, earlier and type(earlier))
     _METHODS[made.name] = made
     return method
 
@@ -73,14 +74,14 @@ def register(method: M) -> M:
 def method_named(name: str) -> Method:
     """The registered method; raises ValueError that lists what there is."""
     discover()
-    check_choice("method", name, _METHODS)
+    check_choice("method", name, methods())
     return _METHODS[name]
 
 
 def methods() -> dict[str, Method]:
-    """All registered methods by name."""
+    """All registered methods by name, in the order of their names, whatever was imported first."""
     discover()
-    return dict(_METHODS)
+    return dict(sorted(_METHODS.items()))
 
 
 def configured(method: Any, options: dict[str, Any]) -> tuple[Method, Any]:
@@ -104,10 +105,10 @@ def configured(method: Any, options: dict[str, Any]) -> tuple[Method, Any]:
 
 def configure(method: Method, options: dict[str, Any]) -> Any:
     """The method's config from keyword options; raises ValueError that lists the options there are."""
-    known = [field.name for field in dataclasses.fields(method.Config)]
+    accepted = [field.name for field in dataclasses.fields(method.Config)]
     for name in options:
-        if name not in known:
-            check_choice(f"option of method {method.name!r}", name, known)
+        if name not in accepted:
+            check_choice(f"option of method {method.name!r}", name, accepted)
     return method.Config(**options)
 
 

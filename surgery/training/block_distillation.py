@@ -1,5 +1,6 @@
 """Distillation from the original network: its logits, and what its converted blocks give."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -103,11 +104,16 @@ def common_blocks(student: nn.Module, teacher: nn.Module, images: Tensor) -> lis
     Args:
         images: (N, C, H, W); both networks run once on them, in eval mode.
 
+    Returns:
+        Their names; none, with a warning, where all of the feature maps around changed layers have other shapes.
+
     Raises:
-        ValueError: there is none, or the networks have their channels in different orders.
+        ValueError: nothing was converted, or the networks have their channels in different orders.
     """
     check_same_order(student, teacher)
     layers = changed_layers(student)
+    if not layers:
+        raise ValueError(f"{type(student).__name__} has no converted layer, and so no block around one")
     parents = {name: [name.rsplit(".", n)[0] for n in range(1, name.count(".") + 1)] for name in layers}
     teacher_modules = {name for name, _ in teacher.named_modules()}
     shared_parents = sorted({parent for candidates in parents.values() for parent in candidates} & teacher_modules)
@@ -126,8 +132,10 @@ def common_blocks(student: nn.Module, teacher: nn.Module, images: Tensor) -> lis
         next((parent for parent in candidates if parent in matching), "") for candidates in parents.values()
     } - {""}
     if not smallest:
-        raise ValueError(
-            f"{type(student).__name__} has no block around a converted layer that gives one map as the original does"
+        warnings.warn(
+            f"{type(student).__name__} has no block around a converted layer that gives one map of the shape that the "
+            "original's gives: no blocks are distilled, the logits alone are, where they are (distill_weight)",
+            stacklevel=2,
         )
     return sorted(name for name in smallest if not any(name.startswith(f"{other}.") for other in smallest))
 

@@ -11,10 +11,12 @@ from accelerate.utils import set_seed
 from torch import nn
 
 import surgery
+from surgery.planning.registry import method_named
 from surgery.training.block_distillation import distilled_blocks
 from surgery.training.damage import IMAGES, measure_damage
 from surgery.training.data_loading import calibration_images, labelled_images, make_loader
 from surgery.training.datasets import open_dataset
+from surgery.training.evidence_images import evidence_images
 from surgery.training.image_dataset import ImageDataset
 from surgery.training.image_scan import check_headers, leave_out_unreadable
 from surgery.training.job_results import write_results
@@ -159,7 +161,8 @@ def _paced(job: Job, original: nn.Module, converted: nn.Module, seed: int) -> Tr
 def _teacher(recipe: Recipe, original: nn.Module) -> nn.Module:
     """The original with its channels in the converted network's order: else what their blocks give does not compare."""
     settings = recipe.surgery
-    if settings.match or (settings.match is None and settings.calibrate):
+    knows_order = hasattr(method_named(settings.method), "match")
+    if knows_order and (settings.match or (settings.match is None and settings.calibrate)):
         return surgery.match(original, settings.method, inside=settings.match == "inside", **recipe.surgery_arguments)
     return original
 
@@ -167,6 +170,7 @@ def _teacher(recipe: Recipe, original: nn.Module) -> nn.Module:
 def _converted(job: Job, original: nn.Module, seed: int) -> nn.Module:
     recipe, settings = job.recipe, job.recipe.surgery
     arguments = {**recipe.surgery_arguments, "method": settings.method, "strict": True, "match": settings.match}
+    arguments["images"] = evidence_images(recipe, job.data.train, seed)
     if seed == recipe.seed or not settings.calibrate:
         converted = surgery.convert(original, **arguments)
     if seed == recipe.seed:
@@ -176,6 +180,6 @@ def _converted(job: Job, original: nn.Module, seed: int) -> nn.Module:
         job.say(f"surgery: {len(sites)} sites converted")
     if settings.calibrate:
         images = calibration_images(job.data.train, recipe.data, settings.calibrate, seed)
-        converted = surgery.convert(original, calibrate=images, images=None, **arguments)
+        converted = surgery.convert(original, calibrate=images, **arguments)
         job.measure("after calibration", converted)
     return converted

@@ -9,6 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from surgery.core.user_modules import import_user_modules
+from surgery.planning.plan import SHARES
 from surgery.training.recipe_errors import RecipeError, check_key, raises_recipe_errors
 from surgery.training.recipe_sections import (
     FORBID,
@@ -106,6 +107,7 @@ class Recipe:
         """Of a plot: model, dataset and conversion."""
         settings, model = self.surgery, self.model
         ratio = "" if settings.zeta is None else f", zeta = {settings.zeta}"
+        ratio += "".join(f", {name} = {settings.options[name]}" for name in SHARES if name in settings.options)
         mode = "" if settings.mode in (None, "squeeze") else f", mode {settings.mode}"
         return f"{model.checkpoint or model.name} on {self.data.name}, converted to {settings.method}{mode}{ratio}"
 

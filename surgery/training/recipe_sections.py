@@ -34,8 +34,8 @@ from surgery.vision.segmentation import View
 SEGMENTATION_DATASETS = ("cityscapes", "segmentation_folder")
 HELD_ELSEWHERE = {
     "surgery.options": {
-        **{name: f"surgery.{name} is the key" for name in ("method", "zeta", "mode", "calibrate", "match")},
-        **dict.fromkeys(("strict", "images", "inplace"), "the job sets it; leave it out"),
+        **{name: f"surgery.{name} is the key" for name in ("method", "zeta", "mode", "calibrate", "match", "images")},
+        **dict.fromkeys(("strict", "inplace", "optimizers"), "the job sets it; leave it out"),
         "input_size": "data.image_size is the key",
     },
     "model.kwargs": {"pretrained": "model.pretrained is the key"},
@@ -211,13 +211,18 @@ class SurgerySettings:
         le=100_000_000,
         description="number of training images, without labels, for surgery.calibrate; 0: none",
     )
+    images: Annotated[Whole, Field(ge=0, le=100_000_000)] | None = Field(
+        default=None,
+        description="number of training images that the method looks at, with their labels where it needs these; "
+        "default: 1024, or all, for a method that needs some, else as many as calibrate says",
+    )
     match: Flag | Literal["inside"] | None = Field(
         default=None,
-        description="reorder channels first; default: where it is calibrated; inside: but for the feature maps that "
-        "forward_features returns",
+        description="reorder channels first, where the method knows an order; default: where it is calibrated; "
+        "inside: but for the feature maps that forward_features returns",
     )
     options: dict[Annotated[str, Strict()], Any] = Field(
-        default_factory=dict, description="further arguments of surgery.convert: include, tau, …"
+        default_factory=dict, description="further arguments of surgery.convert: include, tau, macs, keep, …"
     )
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from surgery.core.errors import NoSitesError
 from surgery.graph.skeleton import copied
 from surgery.training.block_distillation import distilled_blocks
 from surgery.training.data_loading import make_loader
+from surgery.training.evidence_images import evidence_images
 from surgery.training.image_dataset import ImageDataset
 from surgery.training.image_scan import readable_sample
 from surgery.training.objective import make_scheduler, prepare_objective
@@ -31,6 +32,7 @@ from surgery.training.training_spec import (
 )
 
 FEW = 2  # images of a batch that go through the networks: the fewest that BatchNorm trains with
+SOME = 32  # images at most that a method looks at
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def rehearse(
     _check_trained(recipe, original)
     check_execution(accelerator, original.network, execution)
     network, method = original.network, recipe.surgery.method
-    plan = surgery.plan(network, method, **recipe.surgery_arguments)
+    images = evidence_images(recipe, _readable(recipe, data).train, recipe.seed, most=SOME)
+    plan = surgery.plan(network, method, images=images, **recipe.surgery_arguments)
     if not plan.decisions:
         raise NoSitesError(f"{recipe.model.checkpoint or recipe.model.name}: {plan.notes[0]}\n{plan}")
     converted = plan.apply(copied(network))
@@ -96,8 +99,9 @@ def check_counts(recipe: Recipe, data: ImageDataset) -> None:
     images: int = len(data.train)  # type: ignore[arg-type]
     if images < FEW:
         raise RecipeError(f"data.name={recipe.data.name} has {images} training images; at least {FEW} are needed")
-    if recipe.surgery.calibrate > images:
-        raise RecipeError(f"surgery.calibrate={recipe.surgery.calibrate}: at most the {images} training images")
+    for name in ("calibrate", "images"):
+        if (count := getattr(recipe.surgery, name) or 0) > images:
+            raise RecipeError(f"surgery.{name}={count}: at most the {images} training images")
 
 
 def _check_trained(recipe: Recipe, original: Original) -> None:
@@ -118,9 +122,13 @@ def _check_trained(recipe: Recipe, original: Original) -> None:
 
 
 def _batches(recipe: Recipe, data: ImageDataset) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    if recipe.data.skip_unreadable:
-        data = readable_sample(data, recipe.data, recipe.data.batch_size)
+    data = _readable(recipe, data)
     return _batch(data.train, recipe, training=True), _batch(data.test, recipe, training=False)
+
+
+def _readable(recipe: Recipe, data: ImageDataset) -> ImageDataset:
+    """The dataset; a part of it that can be read where the rest is to be left out."""
+    return readable_sample(data, recipe.data, recipe.data.batch_size) if recipe.data.skip_unreadable else data
 
 
 def _batch(images: Dataset, recipe: Recipe, training: bool) -> tuple[Tensor, Tensor]:

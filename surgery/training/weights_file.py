@@ -1,5 +1,6 @@
 """Weights of a plain checkpoint file, as timm, torchvision and most training scripts write them, for a network."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,17 @@ def _check_unconverted(path: str) -> None:
             manifest = (file.metadata() or {}).get(WRITTEN_BY_SURGERY, "")
     except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise _unreadable(path, error) from None
-    if manifest and '"edits": []' not in manifest and '"transforms": []' not in manifest:
+    if manifest and _has_surgery(path, manifest):
         raise RecipeError(f"model.weights={path} holds a converted network: model.checkpoint is the key for it")
+
+
+def _has_surgery(path: str, manifest: str) -> bool:
+    """Whether a manifest, of any schema, lists changes; raises RecipeError where it is none."""
+    try:
+        content = json.loads(manifest)
+        return bool(content["edits"] if content["schema"] == 1 else content["transforms"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _unreadable(path, error) from None
 
 
 def _unreadable(path: str, error: Exception) -> RecipeError:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from surgery.core.errors import check_choice
+from surgery.core.registering import check_name_free
 from surgery.transforms.transform import plain
 
 LONGEST = 128  # characters of a name
@@ -49,18 +50,22 @@ _KINDS: dict[str, LayerKind] = {}
 
 
 def register_layer(kind: LayerKind) -> LayerKind:
-    """Make a kind of layer known; raises ValueError if the name is taken."""
-    if kind.name in _KINDS:
-        raise ValueError(f"layer {kind.name!r} is registered already")
+    """Make a kind of layer known; raises ValueError if the name is taken by one with other options or functions."""
+    earlier = _KINDS.get(kind.name)
+    check_name_free(f"layer {kind.name!r}", _parts(kind), earlier and _parts(earlier))
     _KINDS[kind.name] = kind
     return kind
+
+
+def _parts(kind: LayerKind) -> tuple[Any, ...]:
+    return kind.Options, kind.replacing, kind.inserted
 
 
 def layer_kind(name: str) -> LayerKind:
     """The kind of that name; raises ValueError that lists what there is."""
     if not isinstance(name, str) or len(name) > LONGEST:
         raise ValueError(f"layer={name!r:.80}: the name of a kind of layer is needed")
-    check_choice("layer", name, _KINDS)
+    check_choice("layer", name, sorted(_KINDS))
     return _KINDS[name]
 
 
@@ -71,9 +76,9 @@ def checked_options(layer: str, options: Any) -> dict[str, Any]:
         ValueError: for an option that there is not, or a value that cannot be.
     """
     kind = layer_kind(layer)
-    known = [field.name for field in dataclasses.fields(kind.Options)]
-    if not isinstance(options, Mapping) or not set(options) <= set(known):
-        raise ValueError(f"options={options!r:.120}: of layer {layer!r} there are {', '.join(known) or 'none'}")
+    accepted = [field.name for field in dataclasses.fields(kind.Options)]
+    if not isinstance(options, Mapping) or not set(options) <= set(accepted):
+        raise ValueError(f"options={options!r:.120}: of layer {layer!r} there are {', '.join(accepted) or 'none'}")
     try:
         return {name: plain(value) for name, value in dataclasses.asdict(kind.Options(**options)).items()}
     except TypeError as error:

@@ -9,7 +9,7 @@ def subset_bounds(channels: int, subsets: int) -> list[int]:
 
 
 def subset_members(channels: int, subsets: int, grouping: str = "contiguous") -> list[list[int]]:
-    """Channels of each subset: balanced runs (``contiguous``, PiX's), or i, i + subsets, … (``strided``)."""
+    """Channels of each subset: balanced runs (``contiguous``), or i, i + subsets, … (``strided``)."""
     if grouping == "strided":
         return [list(range(i, channels, subsets)) for i in range(subsets)]
     return [list(range(low, high)) for low, high in itertools.pairwise(subset_bounds(channels, subsets))]

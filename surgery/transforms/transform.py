@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 from torch import nn
 
 from surgery.core.errors import described, is_whole
+from surgery.core.registering import check_name_free, same_definition
 
 Choice = Any
 Json = Any
@@ -75,7 +76,8 @@ class Transform(abc.ABC):
 
     def to_json(self) -> dict[str, Json]:
         """``{"type": "name@version", field: value, …}``; raises ValueError for a class that is not registered."""
-        if type(self) not in _TRANSFORMS.values():
+        registered = _TRANSFORMS.get(f"{self.type}@{self.version}") if hasattr(self, "type") else None
+        if registered is None or not same_definition(type(self), registered):
             raise ValueError(f"{type(self).__qualname__} is not registered (surgery.transforms.transform.transform)")
         values = {field.name: plain(getattr(self, field.name)) for field in _stored(type(self))}
         return {"type": f"{self.type}@{self.version}", **values}
@@ -100,7 +102,7 @@ def transform(name: str, version: int = 1) -> Callable[[T], T]:
     A class for another version of the same name is registered beside it: files of both then load.
 
     Raises:
-        ValueError: the name is taken at that version, is none, or a field cannot be kept in a file.
+        ValueError: another class has the name at that version, it is none, or a field cannot be kept in a file.
         TypeError: the class is no frozen dataclass, or no :class:`Transform`.
     """
     if not isinstance(name, str) or not name or "@" in name or not is_whole(version, 1):
@@ -109,8 +111,8 @@ def transform(name: str, version: int = 1) -> Callable[[T], T]:
     def register(cls: T) -> T:
         key = f"{name}@{version}"
         _check_class(cls)
-        if key in _TRANSFORMS:
-            raise ValueError(f"transform {key!r} is registered already, by {_TRANSFORMS[key].__qualname__}")
+        earlier = _TRANSFORMS.get(key)
+        check_name_free(f"transform {key!r}", cls, earlier, f", by {earlier.__qualname__}" if earlier else "")
         cls.type, cls.version = name, version
         cls.__hash__ = Transform.__hash__  # type: ignore[method-assign]
         _TRANSFORMS[key] = cls

@@ -1,19 +1,20 @@
 """A classifier on images in files: its accuracy over a folder, its predictions for some."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from surgery.core.checked_model import first_weight, output_for_one_image
 from surgery.core.eval_mode import eval_mode
 from surgery.core.extras import check_extra
 from surgery.core.table import table
+from surgery.graph.input_size import InputSize
 from surgery.vision.class_folders import ClassFolders, held_out_part
 from surgery.vision.image_files import open_image
 from surgery.vision.preprocessing import Preprocessing, preprocessing_of
@@ -54,14 +55,10 @@ def evaluate(
     from torchmetrics.classification import MulticlassAccuracy
 
     preprocessing = preprocessing_of(model)
-    channels, transform = preprocessing.size[0], preprocessing.transform()
-    root = held_out_part(folder) or Path(folder)
-    if not root.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(folder)!r}")
-    images = ClassFolders(root, transform, loader=lambda path: open_image(path, channels))
+    images = _class_folders(held_out_part(folder) or Path(folder), preprocessing)
     weight = first_weight(model)
     device, outputs = weight.device, _outputs(model, preprocessing)
-    indices = torch.tensor(_indices(images.classes, preprocessing.classes, outputs, root), device=device)
+    indices = torch.tensor(_indices(images, preprocessing.classes, outputs), device=device)
     metrics = [MulticlassAccuracy(outputs, top_k=k, average="micro").to(device) for k in (1, min(5, outputs))]
     loader: DataLoader = DataLoader(images, batch_size, num_workers=workers)
     begin = time.perf_counter()
@@ -72,6 +69,40 @@ def evaluate(
                 metric.update(logits, indices[labels.to(device)])
     top1, top5 = (100 * metric.compute().item() for metric in metrics)
     return Accuracy(top1, top5, len(images), len(images) / (time.perf_counter() - begin))
+
+
+def labelled_batches(
+    folder: str | Path, model: nn.Module, count: int = 1024, input_size: InputSize | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of ``count`` images ``folder/CLASS/*`` (or ``folder/train/CLASS/*``) and of the outputs they belong to.
+
+    Images (N, C, H, W) are prepared as for :func:`evaluate` and spread evenly over the classes, which each batch mixes;
+    classes are matched as there.
+
+    Args:
+        input_size: (C, H, W), (H, W) or one side in place of the configured one.
+
+    Raises:
+        FileNotFoundError: no folder of images.
+        ValueError: ``count`` below 1, classes that do not fit, or a file that is no image.
+    """
+    if count < 1:
+        raise ValueError(f"{count} labelled images: at least 1 is needed")
+    preprocessing = preprocessing_of(model, input_size)
+    training = Path(folder) / "train"
+    images = _class_folders(training if training.is_dir() else Path(folder), preprocessing)
+    indices = torch.tensor(_indices(images, preprocessing.classes, _outputs(model, preprocessing)))
+    chosen = [i * len(images) // min(count, len(images)) for i in range(min(count, len(images)))]
+    order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0)).tolist()
+    for batch, labels in DataLoader(Subset(images, [chosen[i] for i in order]), 32):
+        yield batch, indices[labels]
+
+
+def _class_folders(root: Path, preprocessing: Preprocessing) -> ClassFolders:
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(root)!r}")
+    channels, transform = preprocessing.size[0], preprocessing.transform()
+    return ClassFolders(root, transform, loader=lambda path: open_image(path, channels))
 
 
 def _outputs(model: nn.Module, preprocessing: Preprocessing) -> int:
@@ -86,8 +117,9 @@ def _outputs(model: nn.Module, preprocessing: Preprocessing) -> int:
     return output.shape[1]
 
 
-def _indices(folders: Sequence[str], classes: Sequence[str], outputs: int, root: Path) -> list[int]:
+def _indices(images: ClassFolders, classes: Sequence[str], outputs: int) -> list[int]:
     """Of each folder, the output that stands for it."""
+    folders, root = images.classes, images.root
     if classes:
         foreign = [name for name in folders if name not in classes]
         if foreign:

@@ -6,31 +6,12 @@ import torch
 from torch import nn
 
 import surgery
-from surgery.bench import Setting, bench_network, interleaved, report
+from surgery.bench import Setting, bench_network, report
 from surgery.bench.networks import Free, _slice_steps, with_free_sites
-from surgery.bench.timing import Timing
 from surgery.cli.main import main
+from surgery.core.timing import Timing
 from surgery.methods.pix.layer import PiX
 from tests.small_models import Net, narrowed_alone
-
-
-def test_what_runs_before_the_timing_is_shown(capsys):
-    interleaved({"a": lambda: None}, seconds=0.01, label="batch 1")
-    assert "batch 1: warming up a" in capsys.readouterr().err
-
-
-def test_functions_run_in_turn():
-    order = []
-    timing = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, seconds=0.01)
-    rounds = len(timing.seconds["a"])
-    assert order == ["a", "a", "b", "b"] + ["a", "b"] * rounds
-    assert rounds >= 7
-    assert len(timing.seconds["b"]) == rounds
-
-
-def test_ratio_of_medians_with_quartiles():
-    timing = Timing({"a": [2.0, 4.0, 6.0, 8.0], "b": [2.0, 2.0, 2.0, 2.0]})
-    assert timing.ratio("a", "b") == (2.5, 1.25, 3.75)
 
 
 def test_free_sites_give_what_the_sites_gave_once():
@@ -102,28 +83,6 @@ def test_network(setting):
     assert all(math.isfinite(v) and v > 0 for name in timing.seconds for v in timing.seconds[name])
     assert torch.get_num_threads() == threads
     assert original.training
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"mode": "fast"}, "mode='fast': one of 'eager'"),
-        ({"dtype": "int8"}, "dtype='int8'"),
-        ({"batch": 0}, "batch=0"),
-        ({"threads": 0}, "threads=0"),
-        ({"mode": "cudagraph"}, "device='cuda'"),
-        ({"mode": "onnx", "training": True}, "inference in float32"),
-    ],
-)
-def test_settings_that_cannot_be(options, message):
-    with pytest.raises(ValueError, match=message):
-        Setting(**options)
-
-
-def test_cuda_without_a_device_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="no CUDA device"):
-        Setting(device="cuda")
 
 
 def rows():

@@ -10,9 +10,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import finetune
 from surgery.bench import training as bench
-from surgery.bench.timing import Timing
 from surgery.bench.training import TrainingResult, bench_training
 from surgery.cli.main import main
+from surgery.core.timing import Timing
 from surgery.training import load_recipe
 from surgery.training.trainer import BatchTooLargeError, Training
 
@@ -54,7 +54,9 @@ def test_command_prints_both_rates_and_their_quotient_and_writes_nothing_else(tm
 
 def test_distilling_fine_tuning_of_the_converted_network(tmp_path):
     more = ["baseline.epochs=0", "finetune.block_weight=1.0", "finetune.ema_decay=0.9", "finetune.mixup=0.2"]
-    check(result(tmp_path / "out", *more, "finetune.accumulate=2", "precision=bf16", "channels_last=true"), "finetune")
+    # at 16 pixels a strided 3×3 convolution reads 1×1 maps, whose bfloat16 weight gradients torch may make NaN
+    more += ["finetune.accumulate=2", "precision=bf16", "channels_last=true", "data.image_size=32"]
+    check(result(tmp_path / "out", *more), "finetune")
     assert not (tmp_path / "out").exists()
 
 

@@ -94,7 +94,7 @@ def test_builders_that_never_end(kwargs):
 
 def test_limits_follow_the_file():
     limits = Budget.of([torch.zeros(21_841, 100), torch.zeros(0, 10**9)]).limits
-    assert (limits.total, limits.each, limits.image, limits.window) == (2_184_100, 87_364, 4 * 1477, 1477)
+    assert (limits.total, limits.number, limits.image, limits.window) == (2_184_100, 87_364, 4 * 1477, 1477)
     assert Budget.of([torch.zeros(0, 10**9)]).limits == Budget(0, 0).limits
 
 

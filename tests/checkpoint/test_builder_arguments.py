@@ -83,7 +83,7 @@ def test_whole_numbers_are_bounded_together():
     check_numbers({"a": [30_000] * 4, "b": {"c": -10_000}})
     with pytest.raises(SourceError, match="whole numbers add up to 140000; at most 131072"):
         check_numbers({"a": [30_000] * 4, "b": {"c": -20_000}})
-    check_numbers({"num_classes": 10**6}, Limits(total=10**7, each=10**6))
+    check_numbers({"num_classes": 10**6}, Limits(total=10**7, number=10**6))
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def pix(**arguments):
     [
         (
             pix() | {"method": "mine"},
-            r"edits: \[0\]: method 'mine': of schema 1, one of narrow, match, pix, squeeze-conv",
+            r"edits: \[0\]: method 'mine': of schema 1, one of match, narrow, pix, squeeze-conv",
         ),
         (pix(), r"edit of 'pix' has the arguments \[\]; it takes squeezed; or identity, erase; or pool_head"),
         (pix(identity=[]), "it takes squeezed; or identity, erase"),

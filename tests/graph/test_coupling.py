@@ -137,3 +137,22 @@ def test_the_scales_of_tokens_and_norms_whose_channels_come_first_are_followed()
     first = couple(record(timm.create_model("test_efficientnet_ln", **SMALL)))
     assert set(first.frozen.values()) <= {"it is the model's output", "not a channel"}
     assert np.isin(first.layers["conv_stem"].writes, first.removable()).all()
+
+
+@pytest.mark.parametrize("pool", ["avg", "max"])
+@pytest.mark.parametrize("flatten", [False, True])
+def test_timms_pooling_of_channels_last_maps_is_followed(pool, flatten):
+    class ChannelsLast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(3, 8)
+            self.pool = timm.layers.SelectAdaptivePool2d(pool_type=pool, flatten=flatten, input_fmt="NHWC")
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, x):
+            return self.head(self.pool(self.first(x.permute(0, 2, 3, 1))))
+
+    model = ChannelsLast()
+    coupling = couple(record(model, (3, 16, 16)))
+    assert set(coupling.layers["first"].writes) <= set(coupling.removable())
+    assert list(coupling.layers["first"].writes) == list(coupling.layers["head"].reads)

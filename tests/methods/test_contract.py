@@ -16,7 +16,7 @@ from surgery.graph import record
 from surgery.graph.operation_cost import graph_cost
 from surgery.planning.registry import methods
 from surgery.planning.rehearsal import rehearsed_graph
-from surgery.training.block_distillation import common_blocks
+from surgery.training.block_distillation import BlockDistillationTask, common_blocks
 from surgery.transforms.history import changed_modules, history
 from tests.methods import centre_tap
 
@@ -164,9 +164,25 @@ def test_calibrating_later_knows_what_changed(original, converted):
     assert report.rows
 
 
-def test_blocks_are_distilled(original, converted):
-    blocks = common_blocks(converted, original, images(2))
-    assert blocks
+def test_blocks_are_distilled(original, case, converted):
+    student, teacher = copy.deepcopy(converted), copy.deepcopy(original)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        blocks = common_blocks(student, teacher, images(2))
+    narrowed = all(row.verb == "narrowed" for row in surgery.plan(original, **case.arguments).sites)
+    assert blocks or (narrowed and "no blocks are distilled" in str(caught[-1].message))
+    options = {"criterion": torch.nn.CrossEntropyLoss(), "task_loss_weight": 0.5, "distill_loss_weight": 0.5}
+    task = BlockDistillationTask(student, teacher, blocks=blocks, block_weight=3.0, verbose=False, **options).train()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.01)
+    losses = []
+    for _ in range(2):
+        result = task(images(), torch.arange(24) % 5)
+        assert ("block_loss" in result) == bool(blocks)
+        losses.append(result["loss"].item())
+        optimizer.zero_grad()
+        result["loss"].backward()
+        optimizer.step()
+    assert losses[1] < losses[0]
 
 
 def test_a_file_brings_it_back(original, converted, tmp_path):

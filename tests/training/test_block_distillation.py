@@ -25,7 +25,7 @@ def test_blocks_are_the_smallest_that_agree(networks):
     assert common_blocks(converted, original, images) == [f"layer{n}" for n in ("1.0", "2.0", "2.1", "3.0", "4.0")]
     assert converted.layer1[0].bn2.training
     converted.eval()
-    with pytest.raises(ValueError, match="ResNet has no block around a converted layer"):
+    with pytest.raises(ValueError, match="ResNet has no converted layer"):
         common_blocks(original, original, images)
 
 
@@ -82,3 +82,9 @@ def test_a_layer_with_another_methods_squeeze_in_front_is_a_block(networks):
     converted = surgery.convert(networks[1], "squeeze-conv", mode="downscale", zeta=2, insert="layer2*conv2")
     blocks = ["layer2.0.conv2", "layer2.1.conv2"]
     assert common_blocks(converted, networks[1], torch.randn(2, 3, 64, 64)) == blocks
+
+
+def test_networks_whose_streams_are_all_narrower_have_no_blocks(networks):
+    narrower = surgery.convert(networks[1], "l1", keep=0.5)
+    with pytest.warns(UserWarning, match="ResNet has no block .* the logits alone are"):
+        assert common_blocks(narrower, networks[1], torch.randn(2, 3, 64, 64)) == []

@@ -169,3 +169,25 @@ def test_blocks_fade_from_epoch_to_epoch_also_after_an_interruption(tmp_path, mo
 def test_a_loss_that_is_not_finite_stops_with_its_place(tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"train \d/2: the loss is (nan|inf).* at step"):
         run(recipe(tmp_path, "baseline.lr=1000", "baseline.optimizer=sgd", "baseline.warmup_epochs=0"))
+
+
+PRUNED = ["surgery.zeta=null", "surgery.options={macs: 0.7}", "baseline.epochs=1", "finetune.epochs=1"]
+
+
+@pytest.mark.parametrize("method", ["l1", "taylor"])
+def test_a_pruned_network_is_trained_saved_and_reloaded(tmp_path, capsys, method):
+    more = [f"surgery.method={method}", "surgery.images=100", "finetune.block_weight=1.0", "surgery.match=true"]
+    with pytest.warns(UserWarning, match="no blocks are distilled, the logits alone are"):
+        rows = run(recipe(tmp_path, *PRUNED, *more))
+    assert [row.stage for row in rows] == ["original", "after surgery", "after fine-tuning"]
+    assert rows[2].macs == rows[1].macs == pytest.approx(0.7 * rows[0].macs, rel=0.02)
+    assert "logits identical on 360 test images" in capsys.readouterr().out
+    assert [transform.type for transform in history(surgery.load(tmp_path / "m.safetensors"))] == ["narrow"]
+
+
+def test_a_pruned_network_is_calibrated(tmp_path):
+    more = ["surgery.method=sfvr", "surgery.calibrate=200", "baseline.epochs=2"]
+    rows = run(recipe(tmp_path, *PRUNED, *more))
+    assert [row.stage for row in rows] == ["original", "after surgery", "after calibration", "after fine-tuning"]
+    assert rows[1].macs == rows[2].macs
+    assert rows[2].accuracy > rows[1].accuracy

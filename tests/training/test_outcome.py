@@ -54,3 +54,5 @@ def test_the_title_names_model_dataset_and_conversion():
     (path,) = (path for path in RECIPES if path.stem == "quickstart")
     assert load_recipe(path).title == "timm/resnet26 on digits, converted to pix, zeta = 4"
     assert load_recipe(path, ["surgery.zeta=null"]).title == "timm/resnet26 on digits, converted to pix"
+    pruned = ["surgery.method=l1", "surgery.zeta=null", "surgery.options={macs: 0.7}"]
+    assert load_recipe(path, pruned).title == "timm/resnet26 on digits, converted to l1, macs = 0.7"

@@ -34,6 +34,10 @@ def checkpoint(path, classes=10):
     ("settings", "message"),
     [
         (["surgery.calibrate=1438"], r"surgery\.calibrate=1438: at most the 1437 training images"),
+        (["surgery.images=1438"], r"surgery\.images=1438: at most the 1437 training images"),
+        (["surgery.method=l1", "surgery.options={macs: 1.7}"], "zeta"),
+        (["surgery.method=taylor", "surgery.zeta=null", "surgery.options={macs: 1.7}"], r"macs=1\.7: a share above 0"),
+        (["surgery.options={images: 3}"], r"surgery\.options\.images: surgery\.images is the key"),
         (["finetune.optimizer=fusedadam"], "APEX|CUDA"),
         (["baseline.epochs=0"], r"freshly initialised, would be the untrained teacher"),
         (
@@ -90,6 +94,19 @@ def test_dry_run_shows_the_plan_at_the_images_size(capsys):
     assert "recorded at 3×16×16" in out
     assert "original: timm/resnet26, freshly initialised" in out
     assert "a batch: (359, 3, 16, 16) float32, (359,) int64" in out
+
+
+@pytest.mark.parametrize("method", ["l1", "random", "sfvr", "taylor", "reconstruction", "dwp"])
+def test_dry_run_shows_macs_before_and_after(capsys, method):
+    more = [] if method == "dwp" else ["surgery.zeta=null", "surgery.options={macs: 0.5}"]
+    assert finetune.main(["--dry-run", *SMALL, f"surgery.method={method}", *more]) == 0
+    out = capsys.readouterr().out
+    assert f"{method}{', mode squeeze' if method == 'dwp' else ', macs 0.5'}, recorded at 3×16×16" in out
+    lines = {name: re.search(rf"^{name} +([\d.]+) k", out, re.MULTILINE) for name in ("original", "converted")}
+    before, after = (float(line.group(1)) for line in lines.values())
+    assert after < before
+    if method != "dwp":  # reconstruction leaves residual streams as they are, and says so
+        assert after == pytest.approx(before / 2, rel=0.04) or "macs=0.5 cannot be met within 1 %" in out
 
 
 def test_dry_run_says_where_pretrained_weights_would_come_from(capsys):

@@ -1,5 +1,6 @@
 import argparse
 import io
+import json
 import os
 import random
 from collections import OrderedDict
@@ -144,5 +145,21 @@ def test_files_that_will_not_do(tmp_path):
     converted = surgery.convert(network()[0], input_size=(3, 32, 32))
     surgery.save(converted, tmp_path / "converted.safetensors")
     refused("converted.safetensors", "holds a converted network: model.checkpoint")
+    own = json.dumps({"schema": 2, "transforms": [], "note": '"edits": [1]'})
+    changed = json.dumps({"schema": 2, "transforms": [{"type": "drop@1"}], "note": {"edits": []}})
+    older = json.dumps({"schema": 1, "edits": [{}], "transforms": []})
+    for manifest, message in (
+        (own, None),
+        (own.replace(" ", ""), None),
+        (changed, "holds a converted network"),
+        (older, "holds a converted network"),
+        ("[1", "cannot be read as plain weights"),
+        ("[]", "cannot be read as plain weights"),
+    ):
+        save_file(network(5)[0].state_dict(), tmp_path / "manifest.safetensors", {"surgery": manifest})
+        if message is None:
+            load_weights(model, source, 3, str(tmp_path / "manifest.safetensors"))
+        else:
+            refused("manifest.safetensors", message)
     surgery.save(network(5)[0], tmp_path / "own.safetensors")
     assert load_weights(model, source, 3, str(tmp_path / "own.safetensors")).new == ("fc.weight", "fc.bias")

@@ -6,6 +6,7 @@ from torch import nn
 
 import surgery
 from surgery.planning.registry import discover
+from surgery.transforms import layer_kinds
 from surgery.transforms.carry_out import apply
 from surgery.transforms.history import history
 from surgery.transforms.insert_before import InsertBefore
@@ -62,10 +63,26 @@ def test_names_are_taken_once():
     assert layer_kind("tests_scaled").replacing is replacing
 
 
+def own_kind():
+    def inserted(channels, squeezed, options):
+        return first_channels(channels, squeezed, options)
+
+    return LayerKind("tests_run_again", Options, inserted=inserted)
+
+
+def test_a_cell_run_again_replaces_its_kind(monkeypatch):
+    monkeypatch.setattr(layer_kinds, "_KINDS", dict(layer_kinds._KINDS))
+    first, again = register_layer(own_kind()), register_layer(own_kind())
+    assert first is not again
+    assert layer_kind("tests_run_again") is again
+    with pytest.raises(ValueError, match="layer 'tests_run_again' is registered already"):
+        register_layer(LayerKind("tests_run_again", Options, inserted=first_channels))
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("pax", r"layer='pax': one of .*'pix', 'squeeze-conv'.*did you mean 'pix'"),
+        ("pax", r"layer='pax': one of .*'pix', .*'squeeze-conv'.*did you mean 'pix'"),
         (5, "layer=5: the name of a kind of layer is needed"),
         (["pix"], "the name of a kind of layer is needed"),
         ("p" * 10_000, "the name of a kind of layer is needed"),

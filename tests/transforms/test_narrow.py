@@ -17,9 +17,13 @@ def test_strongest_takes_as_many_from_each_block():
 
 
 def test_criteria_register_once():
+    def own(weight):
+        return weight.abs().flatten(1).sum(1)
+
     with pytest.raises(ValueError, match="'l1' is registered already"):
-        criterion("l1")(l1)
-    assert set(CRITERIA) == {"l1"}
+        criterion("l1")(own)
+    assert criterion("l1")(l1) is l1  # a module that is loaded again
+    assert {"l1": l1} == CRITERIA
 
 
 @torch.no_grad()

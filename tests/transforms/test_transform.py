@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import json
 import pickle
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,7 +110,10 @@ ERASE = EraseCalls("block", "conv1", ((1, "relu"),)).to_json()
         ([], r"\[\]: an object with a type"),
         ({}, r"\{\}: an object with a type"),
         (NARROW | {"type": 1}, "an object with a type"),
-        (NARROW | {"type": "unheard@1"}, r"type 'unheard@1' is not registered here \(known: drop@1, .*--import MODULE"),
+        (
+            NARROW | {"type": "unheard@1"},
+            r"type 'unheard@1' is not registered here \(known: .*drop@1, .*--import MODULE",
+        ),
         (NARROW | {"type": "narrow"}, "type 'narrow' is not registered here"),
         (NARROW | {"type": "narrow@0"}, "type 'narrow@0' is not registered here"),
         (NARROW | {"type": "narrow@2"}, "type 'narrow@2': this version reads narrow@1: upgrade"),
@@ -185,6 +189,25 @@ def test_a_class_s_own_failure_is_a_value_that_cannot_be():
 
     with pytest.raises(ValueError, match="tests_fragile@1: KeyError 'needed'"):
         transform_from_json({"type": "tests_fragile@1", "items": {}})
+
+
+def run_again():
+    @transform("tests_run_again")
+    @dataclass(frozen=True)
+    class RunAgain(Transform):
+        number: int = 0
+
+        def apply(self, model, choice=None):
+            pass
+
+    return RunAgain
+
+
+def test_a_cell_run_again_replaces_its_transform(monkeypatch):
+    monkeypatch.setattr(sys.modules[Transform.__module__], "_TRANSFORMS", dict(_TRANSFORMS))
+    first, again = run_again(), run_again()
+    assert type(transform_from_json({"type": "tests_run_again@1"})) is again
+    assert first(3).to_json() == {"type": "tests_run_again@1", "number": 3}, "of a model made before"
 
 
 def test_names_are_taken_once_but_versions_stand_side_by_side():

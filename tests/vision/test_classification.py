@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 import surgery
-from surgery.vision.classification import evaluate, predict
+from surgery.vision.classification import evaluate, labelled_batches, predict
 from surgery.vision.preprocessing import Preprocessing
 
 NAMES = ("ant", "bee", "cat")
@@ -50,6 +50,30 @@ def test_classes_are_matched_by_name(tmp_path):
     assert whole.images == sum(part.images for part in parts)
     with pytest.raises(ValueError, match=r"has folders \['dog'\]; the model's classes are ant, bee, cat"):
         evaluate(model, photographs(tmp_path / "other", ["ant", "dog"]))
+
+
+def test_labelled_batches_are_mixed_and_labelled_by_the_models_own_order(tmp_path):
+    names = ("cat", "ant", "bee")
+    folder = photographs(tmp_path / "x" / "train", per_class=4).parent
+    batches = list(labelled_batches(folder, classifier(names), 6, input_size=16))
+    assert [tuple(images.shape) for images, _ in batches] == [(6, 3, 16, 16)]
+    labels = batches[0][1]
+    assert sorted(labels.tolist()) == [0, 0, 1, 1, 2, 2]
+    assert labels.tolist() != sorted(labels.tolist())
+    transform = Preprocessing((3, 16, 16), (0.5,) * 3, (0.5,) * 3).transform()
+    files = {name: [transform(Image.open(path)) for path in (folder / "train" / name).iterdir()] for name in names}
+    for image, label in zip(batches[0][0], labels.tolist(), strict=True):
+        assert any(torch.equal(image, known) for known in files[names[label]])
+
+
+def test_labelled_batches_that_cannot_be(tmp_path):
+    folder = photographs(tmp_path / "x")
+    with pytest.raises(ValueError, match="has 3 class folders, the model 4 outputs"):
+        next(labelled_batches(folder, classifier(outputs=4)))
+    with pytest.raises(ValueError, match="0 labelled images: at least 1"):
+        next(labelled_batches(folder, classifier(), 0))
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        next(labelled_batches(tmp_path / "none", classifier()))
 
 
 def test_what_cannot_be_judged(tmp_path):

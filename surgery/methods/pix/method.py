@@ -117,7 +117,7 @@ class PiXMethod:
 
     @property
     def operator_benchmark(self) -> ModuleType:
-        """What ``bench --op`` times; imported when asked for, since benchmarks stand above methods."""
+        """What ``bench --op`` times; imported when asked for."""
         return importlib.import_module("surgery.methods.pix.operator_benchmark")
 
     def match(self, plan: Plan, model: nn.Module, inside: bool) -> None:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from surgery.bench.networks import DTYPES, LAYOUTS, Setting, threads_set_to
-from surgery.bench.report import describe
-from surgery.bench.timing import Timing, interleaved
+from surgery.core.run_setting import DTYPES, LAYOUTS, Setting, describe, threads_set_to
 from surgery.core.table import table
+from surgery.core.timing import Timing, interleaved
 from surgery.methods.pix import ops
 from surgery.methods.pix.ops.backend import backend
 

@@ -5,16 +5,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from surgery.core.registering import check_name_free
+
 Criterion = Callable[[Sequence[Tensor]], Tensor]
 CRITERIA: dict[str, Criterion] = {}
 
 
 def criterion(name: str) -> Callable[[Criterion], Criterion]:
-    """Register a criterion; raises ValueError if the name is taken."""
+    """Register a criterion; raises ValueError if the name is taken by another function."""
 
     def register(function: Criterion) -> Criterion:
-        if name in CRITERIA:
-            raise ValueError(f"importance criterion {name!r} is registered already")
+        check_name_free(f"importance criterion {name!r}", function, CRITERIA.get(name))
         CRITERIA[name] = function
         return function
 

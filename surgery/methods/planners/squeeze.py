@@ -116,8 +116,8 @@ def network_ratio(graph: ModelGraph, sites: list[Site]) -> int:
     squeezes) it is C_in / C_out. The commonest counts, of equally common ones the largest; 1 where there is none.
     """
     ratios = [_block_ratio(graph, site) for site in sites]
-    known = [ratio for ratio in ratios if ratio is not None]
-    counts = Counter(round(ratio) for ratio in known or [site.ratio for site in sites] if ratio > 1)
+    block_ratios = [ratio for ratio in ratios if ratio is not None]
+    counts = Counter(round(ratio) for ratio in block_ratios or [site.ratio for site in sites] if ratio > 1)
     return max(counts, key=lambda ratio: (counts[ratio], ratio), default=1)
 
 

@@ -46,9 +46,9 @@ def axes_of(coupling: Coupling) -> list[Axis]:
     for position, classes in enumerate(groups):
         writers = [layer for layer, member in zip(layers, writes, strict=True) if member[position]]
         readers = [layer.module for layer, member in zip(layers, reads, strict=True) if member[position]]
-        each = int((writers[0].writes == classes[0]).sum())
+        channels_each = int((writers[0].writes == classes[0]).sum())
         names = tuple(layer.module for layer in writers)
-        axes.append(Axis(names[0], names, tuple(readers), classes, each))
+        axes.append(Axis(names[0], names, tuple(readers), classes, channels_each))
     order = {name: position for position, name in enumerate(coupling.layers)}
     return sorted(axes, key=lambda axis: (order[axis.name], axis.classes[0]))
 

@@ -133,32 +133,32 @@ def through(function: Callable[[Tensor], Tensor], moments: Moments) -> Moments:
     """Moments of f(X) for Gaussian X of given moments, by numerical integration."""
     points = moments.mean[None, :] + _POINTS[:, None] * np.sqrt(moments.variance)[None, :]
     with torch.no_grad():
-        given = torch.from_numpy(points)
+        inputs = torch.from_numpy(points)
         module = next(function.parameters(), None) if isinstance(function, nn.Module) else None
-        values = function(given if module is None else given.to(module)).double().cpu().numpy()
+        values = function(inputs if module is None else inputs.to(module)).double().cpu().numpy()
     mean = _WEIGHTS @ values
     return Moments(mean, _WEIGHTS @ (values - mean) ** 2, moments.exact)
 
 
 def _added(node: fx.Node, read: list[Moments | None]) -> Moments | None:
-    known = [moments for moments in read if moments is not None]
-    if len(known) != len(read) or len({len(moments.mean) for moments in known}) != 1:
+    operands = [moments for moments in read if moments is not None]
+    if len(operands) != len(read) or len({len(moments.mean) for moments in operands}) != 1:
         return None
-    exact = all(moments.exact for moments in known)
+    exact = all(moments.exact for moments in operands)
     sign = -1 if "sub" in getattr(node.target, "__name__", "") else 1
-    mean = known[0].mean + sign * sum(moments.mean for moments in known[1:])
-    return Moments(mean, np.sum([moments.variance for moments in known], axis=0), exact)
+    mean = operands[0].mean + sign * sum(moments.mean for moments in operands[1:])
+    return Moments(mean, np.sum([moments.variance for moments in operands], axis=0), exact)
 
 
 def _concatenated(node: fx.Node, read: list[Moments | None]) -> Moments | None:
     parts = node.args[0] if node.args else None
     dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    known = [moments for moments in read if moments is not None]
+    operands = [moments for moments in read if moments is not None]
     rank = len(node.meta.get("shape") or ())
-    if not isinstance(parts, list | tuple) or len(parts) != len(known) or dim not in (1, 1 - rank):
+    if not isinstance(parts, list | tuple) or len(parts) != len(operands) or dim not in (1, 1 - rank):
         return None
-    mean, variance = (np.concatenate([getattr(m, name) for m in known]) for name in ("mean", "variance"))
-    return Moments(mean, variance, all(moments.exact for moments in known))
+    mean, variance = (np.concatenate([getattr(m, name) for m in operands]) for name in ("mean", "variance"))
+    return Moments(mean, variance, all(moments.exact for moments in operands))
 
 
 def _gated(node: fx.Node, read: list[Moments | None]) -> Moments | None:

@@ -187,8 +187,7 @@ class _Selection:
         for axis in self.axes:
             after = axis.width - int(gone[axis.classes].sum()) * axis.channels_each
             if after < axis.width:
-                others = ", ".join(axis.writers[1:])
-                rows.append(PruningRow(axis.name, axis.width, after, f"with {others}" if others else ""))
+                rows.append(PruningRow(axis.name, axis.width, after, _others(axis.writers[1:])))
             else:
                 stay.append(Skipped(axis.name, self._why_whole(axis)))
         costs = self.costs
@@ -210,6 +209,14 @@ class _Selection:
         if not limits.removable(axis):
             return f"its {axis.width} channels are as few as may stay"
         return "all its channels stay, by what was asked for"
+
+
+def _others(writers: Sequence[str], most: int = 3) -> str:
+    """The other layers that write an axis, as a note: by name, of a long stream the first few."""
+    if not writers:
+        return ""
+    named = ", ".join(writers[:most])
+    return f"with {named} and {len(writers) - most} more" if len(writers) > most + 1 else f"with {', '.join(writers)}"
 
 
 __all__ = ["PruningRequest", "PruningResult", "PruningRow", "prune_plan"]

@@ -92,8 +92,8 @@ def readers_of(model: nn.Module, coupling: Coupling, graph: ModelGraph) -> list[
         times[np.unique(layer.reads)] += 1
     alone = np.intersect1d(coupling.removable(), np.flatnonzero(times == 1))
     nodes = {node.meta.get("module"): node for node in graph if node.op == "call_module"}
-    found = (_reader(model, layer, graph, nodes.get(layer.module), alone) for layer in mixing)
-    return [reader for reader in found if reader is not None]
+    readers = (_reader(model, layer, graph, nodes.get(layer.module), alone) for layer in mixing)
+    return [reader for reader in readers if reader is not None]
 
 
 def _reader(
@@ -106,10 +106,10 @@ def _reader(
     classes, counts = np.unique(layer.reads[np.isin(layer.reads, alone)], return_counts=True)
     if len(classes) < 2 or features > MOST_FEATURES or (counts != counts[0]).any():
         return None
-    each = features // len(layer.reads)  # taps of a convolution
+    taps = features // len(layer.reads)  # taps of a convolution
     order = np.argsort(layer.reads, kind="stable")
     inputs = order[np.isin(layer.reads[order], classes)].reshape(len(classes), -1)
-    columns = (inputs[:, :, None] * each + np.arange(each)).reshape(len(classes), -1)
+    columns = (inputs[:, :, None] * taps + np.arange(taps)).reshape(len(classes), -1)
     norm, last, total = to_sum(graph, node)
     output = place_of(graph, last)
     addend = None if total is None else place_of(graph, addend_of(total, last))
@@ -241,9 +241,9 @@ class _Watch:
             self._moments.add(self._x, sum(self._rows[1:], self._rows[0]))
 
 
-def _hook(model: nn.Module, place: Place, take: Callable[[Tensor], None]) -> torch.utils.hooks.RemovableHandle:
-    module = model.get_submodule(place.module)
-    if place.output:
+def _hook(model: nn.Module, point: Place, take: Callable[[Tensor], None]) -> torch.utils.hooks.RemovableHandle:
+    module = model.get_submodule(point.module)
+    if point.output:
         return module.register_forward_hook(lambda module, args, output: take(output))
     return module.register_forward_pre_hook(lambda module, args: take(args[0]))
 

@@ -28,8 +28,8 @@ class Limits:
 
     def removable(self, axis: Axis) -> list[int]:
         """How many classes go at each step of an axis: first what is over a multiple, then whole multiples."""
-        each, step = axis.channels_each, math.lcm(self.round_to, axis.channels_each) // axis.channels_each
-        floor = max(1, math.ceil(self.least / each), math.ceil(self.share * len(axis.classes) - 1e-9))
+        channels_each, step = axis.channels_each, math.lcm(self.round_to, axis.channels_each) // axis.channels_each
+        floor = max(1, math.ceil(self.least / channels_each), math.ceil(self.share * len(axis.classes) - 1e-9))
         floor = math.ceil(floor / step) * step
         count = len(axis.classes)
         if count <= floor:

@@ -77,15 +77,15 @@ def sfvr_from_norms(model: nn.Module, coupling: Coupling, graph: ModelGraph) -> 
     for layer in _that_read_channels(coupling):
         if not graph.calls[layer.module]:  # it runs in training only
             continue
-        known = moments.inputs(layer.module)
-        if known is None:
+        inputs = moments.inputs(layer.module)
+        if inputs is None:
             raise ValueError(
                 f"sfvr needs images=: no BatchNorm says what variance the channels have that {layer.module!r} reads"
             )
         weight = effective_weight(model, layer.module)
-        variances = torch.from_numpy(known.variance)
+        variances = torch.from_numpy(inputs.variance)
         contributions = _by_input(gain(weight.double()), layer.groups) * variances[:, None]
-        of_outputs = moments.output_variance(layer.module) if known.exact else None
+        of_outputs = moments.output_variance(layer.module) if inputs.exact else None
         if of_outputs is None:
             of_outputs = contributions.unflatten(0, (layer.groups, -1)).sum(1).flatten()
         np.add.at(scores, layer.reads, variance_ratios(contributions, layer.groups, of_outputs))

@@ -1,0 +1,64 @@
+"""One way to run a network or an operator when it is timed."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from surgery.core.errors import check_choice
+
+MODES = ("eager", "compile", "cudagraph", "onnx")
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to run a network.
+
+    Attributes:
+        mode: ``eager``, ``compile`` (torch.compile), ``cudagraph`` (a captured eager step) or ``onnx`` (ONNX Runtime).
+        threads: of the CPU; None leaves them.
+        training: time forward, backward and an SGD step instead of inference.
+    """
+
+    batch: int = 1
+    mode: str = "eager"
+    dtype: str = "float32"
+    layout: str = "channels_last"
+    threads: int | None = None
+    device: str = "cpu"
+    training: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("mode", self.mode, MODES)
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("layout", self.layout, LAYOUTS)
+        if self.batch < 1 or (self.threads is not None and self.threads < 1):
+            raise ValueError(f"batch={self.batch} and threads={self.threads}: positive numbers are needed")
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"device={self.device!r}: this machine has no CUDA device")
+        if self.mode == "cudagraph" and not self.device.startswith("cuda"):
+            raise ValueError(f"mode='cudagraph' needs device='cuda', not {self.device!r}")
+        if self.mode == "onnx" and (self.training or self.device != "cpu" or self.dtype != "float32"):
+            raise ValueError("mode='onnx' is for inference in float32 on the CPU")
+
+
+def describe(setting: Setting) -> str:
+    """A setting in a few words."""
+    threads = "" if setting.threads is None else f", {setting.threads} thread{'s' * (setting.threads > 1)}"
+    step = "training step, " if setting.training else ""
+    layout = "" if setting.mode == "onnx" else f", {setting.layout}"
+    return f"{step}{setting.mode}, {setting.dtype}{layout}, batch {setting.batch}{threads}"
+
+
+@contextlib.contextmanager
+def threads_set_to(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        if count is not None:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)
