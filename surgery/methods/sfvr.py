@@ -3,7 +3,6 @@
 SFVR_i = Σ_j Var(M_ji) / Var(Y_j): what channel i contributes to the variance of the outputs that read it.
 """
 
-import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import ClassVar
@@ -22,15 +21,11 @@ class SFVRConfig(PruningOptions):
     """How much goes, and where (:class:`PruningOptions`).
 
     Attributes:
-        rule: "auto" compares the channels of all layers, as published, where variances are measured on images
-            ("global"), and removes the same share of every axis ("uniform") where BatchNorms are all there is: what
-            these tell is good enough within an axis only.
-        normalise: with "global": channels are compared as they are, as published.
+        rule: channels of all layers are compared, as published.
+        normalise: as they are, as published.
     """
 
-    rules: ClassVar[tuple[str, ...]] = ("auto", *PruningOptions.rules)
-
-    rule: str = "auto"
+    rule: str = "global"
     normalise: bool = False
 
 
@@ -45,9 +40,6 @@ class SFVR:
     where: ClassVar[str] = "any coupled channels but the model's outputs"
 
     def plan(self, graph: ModelGraph, selection: Selection, config: SFVRConfig, evidence: Evidence) -> Proposal:
-        measured = evidence.batches is not None
-        if config.rule == "auto":
-            config = dataclasses.replace(config, rule="global" if measured else "uniform")
-        if measured:
-            return plan_pruning(graph, selection, config, functools.partial(sfvr, images=tuple(evidence.images())))
-        return plan_pruning(graph, selection, config, functools.partial(sfvr_from_norms, graph=graph))
+        if evidence.batches is None:
+            return plan_pruning(graph, selection, config, functools.partial(sfvr_from_norms, graph=graph))
+        return plan_pruning(graph, selection, config, functools.partial(sfvr, images=tuple(evidence.images())))

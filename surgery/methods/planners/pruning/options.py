@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from surgery.core.errors import check_choice, is_whole
 from surgery.methods.planners.pruning.selection import RULES
@@ -28,8 +27,6 @@ class PruningOptions:
         ValueError, TypeError: naming the argument, its value and what would be accepted.
     """
 
-    rules: ClassVar[tuple[str, ...]] = RULES
-
     keep: float | Mapping[str, float] | None = None
     macs: float | None = None
     params: float | None = None
@@ -41,7 +38,7 @@ class PruningOptions:
     steps: int = 1
 
     def __post_init__(self) -> None:
-        check_choice("rule", self.rule, self.rules)
+        check_choice("rule", self.rule, RULES)
         for name in ("round_to", "least", "steps"):
             if not is_whole(getattr(self, name), 1):
                 raise ValueError(f"{name}={getattr(self, name)!r}: a whole number >= 1 is needed")
