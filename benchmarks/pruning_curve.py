@@ -275,7 +275,7 @@ def markdown(points: Sequence[Point]) -> str:
     ]
     for (method, rule, recovery), row in rows.items():
         cells = [f"{row[share][0]:.1f} ± {row[share][1]:.1f}" if share in row else "" for share in shares]
-        lines.append(f"| {method} | {rule} | {recovery} | {' | '.join(cells)} |")
+        lines.append(f"| {method} | {rule} | {recovery or 'nothing'} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -173,7 +173,7 @@ def test_the_pruning_curve_goes_on_where_it_was_stopped(pruning_curve, monkeypat
     table = (tmp_path / "curve" / "pruning_curve.md").read_text()
     for method in ("taylor", "random"):
         of_method = [p.accuracy for p in points if (p.method, p.recovery) == (method, "")]
-        assert f"| {method} | global |  | {sum(of_method) / len(of_method):.1f} ± " in table
+        assert f"| {method} | global | nothing | {sum(of_method) / len(of_method):.1f} ± " in table
     assert "| taylor | global | norms | " in table
     assert (tmp_path / "curve" / "pruning_curve.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(module, "accuracy", None)  # nothing is measured again
