@@ -137,7 +137,7 @@ def test_each_key_says_what_it_accepts(changes, message):
         ({"edits": [EDIT | {"method": 3}]}, "edit method=3: str is needed"),
         ({"edits": [EDIT | {"note": None}]}, "edit note=None: str is needed"),
         ({"edits": [EDIT | {"role": ["a"]}]}, r"edit role=\['a'\]: str is needed"),
-        ({"edits": [EDIT | {"method": "unheard"}]}, "method 'unheard': of schema 1, one of narrow, match, pix, squ"),
+        ({"edits": [EDIT | {"method": "unheard"}]}, "method 'unheard': of schema 1, one of match, narrow, pix, squ"),
         ({"edits": [EDIT | {"arguments": {"order": "0", "x": 1}}]}, r"of 'match' has the arguments \['order', 'x'\]"),
         ({"edits": [EDIT | {"arguments": {"order": 5}}]}, r"transforms \(rewritten from schema 1\): \[0\]: order=5"),
         ({"aliases": []}, r"manifest aliases \(rewritten from schema 1\): it is \[\]"),
