@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,9 +12,11 @@ from surgery.core.errors import SurgeryError
 from surgery.core.table import html_table, table
 from surgery.graph import record
 from surgery.graph.input_size import InputSize
+from surgery.graph.skeleton import copied
 from surgery.planning.decision import Decision, PlanRow
 from surgery.planning.default_method import default_method
 from surgery.planning.evidence import Evidence, check_evidence
+from surgery.planning.feature_probe import feature_decision
 from surgery.planning.registry import configured, notes_of
 from surgery.planning.rehearsal import rehearse, transforms_of
 from surgery.planning.selection import Selection
@@ -22,6 +24,7 @@ from surgery.planning.sites import Skipped
 from surgery.transforms.carry_out import KeptOutputs, apply
 from surgery.transforms.transform import Transform
 
+Shapes = dict[str, dict[str, tuple[int, ...]]]
 HEADER = ("site", "role", "channels", "ratio", "note")
 SHARES = ("macs", "params", "keep")  # options of a method that say how much stays
 
@@ -37,6 +40,7 @@ class Plan:
         method: its name.
         config: its options.
         notes: what a reader should know before carrying it out, a sentence each.
+        shapes: of the model's modules that change, those of their own tensors: by them a foreign model is known.
     """
 
     decisions: tuple[Decision, ...]
@@ -45,6 +49,7 @@ class Plan:
     method: str
     config: Any
     notes: tuple[str, ...] = ()
+    shapes: Shapes = field(default_factory=dict, repr=False, hash=False)
 
     @property
     def transforms(self) -> tuple[Transform, ...]:
@@ -64,8 +69,12 @@ class Plan:
     def apply(self, model: nn.Module) -> nn.Module:
         """Carry the plan out, in place, on the model that it was made for (or a copy of it, on meta too).
 
+        Other weights in the same network may be there. A pruning still removes the channels that it was planned to
+        remove; a zeta that narrows keeps those that are strongest in the weights that it then meets.
+
         Raises:
-            SurgeryError: the model is not the one that it was made for; what was done before that shows remains done.
+            SurgeryError: the model is not the one that it was made for. What changes is compared before anything is
+                done; should a later step fail, what was done before remains done.
         """
         self.carry_out(model)
         return model
@@ -73,18 +82,32 @@ class Plan:
     def carry_out(self, model: nn.Module) -> KeptOutputs:
         """:meth:`apply`; returns, of the layers that lost outputs, which they still have."""
         check_model(model)
-        for transform in self.transforms:
-            for name in transform.changed():
-                if not _has_module(model, name):
-                    raise SurgeryError(
-                        f"{type(model).__name__} has no module {name!r}: not the model that this plan was made for"
-                    )
+        self._check_model(model)
         return apply(model, self.transforms, choosing=not any(p.is_meta for p in model.parameters()))
 
     def kept_outputs(self, model: nn.Module) -> KeptOutputs:
-        """Of the layers of ``model`` that the plan makes narrower, the outputs that it keeps."""
-        chosen = [transform.kept_outputs(transform.choose(model)) for transform in self.transforms]
-        return {name: outputs for kept in chosen for name, outputs in kept.items()}
+        """Of the layers of ``model`` that the plan makes narrower, the outputs that it keeps; ``model`` stays as it is.
+
+        Raises:
+            SurgeryError: as :meth:`apply`.
+        """
+        self._check_model(model)
+        return apply(copied(model), self.transforms, choosing=True)  # a later step chooses of what an earlier one left
+
+    def _check_model(self, model: nn.Module) -> None:
+        """Raise SurgeryError unless what changes is there, in the widths that it was planned for."""
+        for name in dict.fromkeys(name for transform in self.transforms for name in transform.changed()):
+            if not _has_module(model, name):
+                raise SurgeryError(
+                    f"{type(model).__name__} has no module {name!r}: not the model that this plan was made for"
+                )
+            shapes = _shapes(model.get_submodule(name))
+            for key, shape in self.shapes.get(name, {}).items():
+                if shapes.get(key) != shape:
+                    raise SurgeryError(
+                        f"{name}.{key} is of shape {shapes.get(key)}, and this plan was made for a "
+                        f"model where it is of shape {shape}"
+                    )
 
     def _title(self) -> str:
         mode = f", mode {self.mode}" if self.mode else ""
@@ -181,4 +204,16 @@ def plan(
     decisions, failed = rehearse(graph, proposal.decisions)
     skipped = tuple(sorted([*proposal.skipped, *failed], key=lambda item: item.reason))
     notes = notes_of(chosen, graph, config, decisions, skipped)
-    return Plan(tuple(decisions), skipped, graph.input_shape, chosen.name, config, notes)
+    decisions = [*decisions, *feature_decision(graph, decisions)]
+    shapes = _shapes_of_changed(model, transforms_of(decisions))
+    return Plan(tuple(decisions), skipped, graph.input_shape, chosen.name, config, notes, shapes)
+
+
+def _shapes_of_changed(model: nn.Module, transforms: Iterable[Transform]) -> Shapes:
+    changed = dict.fromkeys(name for transform in transforms for name in transform.changed())
+    return {name: _shapes(model.get_submodule(name)) for name in changed if _has_module(model, name)}
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of a module's own parameters and buffers."""
+    return {key: tuple(t.shape) for key, t in (*module._parameters.items(), *module._buffers.items()) if t is not None}

@@ -54,9 +54,14 @@ def rehearse(graph: ModelGraph, decisions: Sequence[Decision]) -> tuple[list[Dec
 
 def rehearsed_graph(graph: ModelGraph, decisions: Iterable[Decision]) -> ModelGraph:
     """The recorded forward of the model after some decisions."""
+    return record(rehearsed_model(graph, decisions), graph.input_shape)
+
+
+def rehearsed_model(graph: ModelGraph, decisions: Iterable[Decision]) -> nn.Module:
+    """A copy of the model after some decisions, without weights if it runs without."""
     trial = _trial_copy(graph, graph.modules[""])
     apply(trial, transforms_of(decisions))
-    return record(trial, graph.input_shape)
+    return trial
 
 
 def _trial_copy(graph: ModelGraph, model: nn.Module) -> nn.Module:

@@ -15,6 +15,16 @@ from surgery.transforms.transform import CALL, PER_INDEX, UNSTORED, Choice, Tran
 Chooser = Callable[[nn.Module], Keep]
 
 
+@dataclass(frozen=True, eq=False)
+class SameChannels:
+    """The chooser of what was planned: the same channels in every model, whatever its weights."""
+
+    keep: Keep = field(repr=False)
+
+    def __call__(self, model: nn.Module) -> Keep:
+        return self.keep
+
+
 @transform("narrow")
 @dataclass(frozen=True)
 class Narrow(Transform):

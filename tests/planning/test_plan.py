@@ -1,14 +1,20 @@
 import copy
 import json
+import pickle
 import warnings
 
 import numpy as np
 import pytest
 import timm
 import torch
+from torch import nn
 
 import surgery
+from surgery.core.errors import SurgeryError
 from surgery.models.cifar_resnet import cifar_resnet
+from surgery.planning.decision import Decision
+from surgery.planning.plan import Plan
+from surgery.transforms.narrow import Narrow, SameChannels
 from surgery.transforms.transform import transform_from_json
 
 
@@ -146,3 +152,44 @@ def test_stems_that_rearrange_pixels_and_consumers_that_are_no_convolutions(name
     with torch.device("meta"):
         model = timm.create_model(name)
     assert surgery.plan(model, zeta=zeta).sites
+
+
+@pytest.mark.parametrize("arguments", [{"method": "l1", "macs": 0.6}, {"zeta": 8}], ids=["l1", "zeta"])
+def test_a_plan_is_not_carried_out_on_a_network_of_other_widths(arguments):
+    """Of the same class and names; the channels that were planned to stay are there, and others besides."""
+    planned, wider = (cifar_resnet(layers=(1, 1, 1, 1), channels=(width,) * 4) for width in (8, 16))
+    plan = surgery.plan(planned, input_size=32, **arguments)
+    before = {name: tensor.clone() for name, tensor in wider.state_dict().items()}
+    for use in (plan.apply, plan.kept_outputs):
+        with pytest.raises(SurgeryError, match=r"is of shape \(16, .* made for a model where it is of shape \(8, "):
+            use(wider)
+    assert all(tensor.equal(before[name]) for name, tensor in wider.state_dict().items())
+    with pytest.raises(SurgeryError, match="made for"):
+        plan.apply(plan.apply(planned))
+
+
+@pytest.mark.parametrize("arguments", [{"method": "l1", "macs": 0.6}, {"zeta": 8}], ids=["l1", "zeta"])
+@torch.no_grad()
+def test_a_plan_is_kept_in_a_pickle(arguments):
+    model = cifar_resnet(layers=(1, 1, 1, 1), channels=(8,) * 4).eval()
+    plan = surgery.plan(model, input_size=32, **arguments)
+    again = pickle.loads(pickle.dumps(plan))
+    assert (again, str(again)) == (plan, str(plan))
+    x = torch.randn(1, 3, 32, 32)
+    one, two = (p.apply(copy.deepcopy(model)) for p in (plan, again))
+    assert torch.equal(one(x), two(x))
+
+
+def test_outputs_kept_by_two_steps_are_those_of_the_first_network():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
+    steps = [
+        Narrow({"0": [None, len(kept)], "1": [len(kept), None]}, chooser=SameChannels(_keep(kept)))
+        for kept in ([1, 2, 3], [0, 2])
+    ]
+    plan = Plan((Decision("one", (steps[0],)), Decision("two", (steps[1],))), (), (3, 8, 8), "own", None)
+    assert plan.kept_outputs(model)["0"] == [1, 3]
+    assert model[0].out_channels == 4
+
+
+def _keep(kept):
+    return {("0", "weight"): {0: kept}, ("1", "weight"): {1: kept}}

@@ -16,6 +16,7 @@ from surgery.core.errors import CheckpointError
 from surgery.planning.registry import discover
 from surgery.transforms.drop import Drop
 from surgery.transforms.erase_calls import EraseCalls
+from surgery.transforms.feature_widths import FeatureWidths
 from surgery.transforms.history import history, remember
 from surgery.transforms.insert_before import InsertBefore
 from surgery.transforms.modules_by_name import put
@@ -60,6 +61,8 @@ EXAMPLES = [
     InsertBefore("conv1", "pix", (16, 4), 4, {"norm": "after"}),
     InsertBefore("conv1", "squeeze-conv", (16, 4), 4),
     Narrow({"conv1": [None, 4], "bn1": [4, None]}),
+    FeatureWidths({"num_features": 24, "head.in_features": 24}, (8, 24)),
+    FeatureWidths(),
     Reorder("0123456789abcdef"),
     Reorder("0123456789abcdef", inside=True),
     PooledHead(),

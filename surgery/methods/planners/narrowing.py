@@ -1,5 +1,6 @@
 """Decide new channel widths of a model, and by which channels they are kept."""
 
+import functools
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -50,7 +51,7 @@ class Narrowing:
 
     def transform(self, importance: str) -> Narrow:
         """The narrowing as a transform, which keeps the most important channels of the model it is applied to."""
-        return Narrow(self.widths(), chooser=lambda model: self.choose(model, importance))
+        return Narrow(self.widths(), chooser=functools.partial(self.choose, importance=importance))
 
     def choose(self, model: nn.Module, importance: str) -> Keep:
         """Indices that each changed module keeps, by the importance of the filters that write them."""

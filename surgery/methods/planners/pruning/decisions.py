@@ -12,7 +12,7 @@ from surgery.methods.planners.pruning.scores import Score
 from surgery.planning.decision import Decision, PlanRow
 from surgery.planning.registry import Proposal
 from surgery.planning.selection import Selection
-from surgery.transforms.narrow import Narrow
+from surgery.transforms.narrow import Narrow, SameChannels
 
 
 def plan_pruning(
@@ -32,5 +32,5 @@ def plan_pruning(
     rows = tuple(PlanRow(row.name, "channels", (row.before, row.after), row.note, "narrowed") for row in result.rows)
     if not rows:
         return Proposal([], list(result.skipped))
-    narrow = Narrow(result.sizes.widths, result.sizes.parameters, lambda model: result.keep)
+    narrow = Narrow(result.sizes.widths, result.sizes.parameters, SameChannels(result.keep))
     return Proposal([Decision("widths", (narrow,), rows, note=result.note)], list(result.skipped))
