@@ -180,5 +180,5 @@ def plan(
     proposal = chosen.plan(graph, selection, config, evidence)
     decisions, failed = rehearse(graph, proposal.decisions)
     skipped = tuple(sorted([*proposal.skipped, *failed], key=lambda item: item.reason))
-    notes = notes_of(chosen, graph, config, decisions, skipped)
+    notes = proposal.notes + notes_of(chosen, graph, config, decisions, skipped)
     return Plan(tuple(decisions), skipped, graph.input_shape, chosen.name, config, notes)
