@@ -61,7 +61,7 @@ def convert(
     """
     check_model(model, weights=True)
     check_match(match)
-    optimizers = _checked_optimizers(optimizers, inplace)
+    optimizers = _checked_optimizers(model, optimizers, inplace)
     if calibrate is not None:
         check_extra("calibrate", "calibrate=")
     calibrate, evidence, count = _batches(calibrate, images)
@@ -126,13 +126,20 @@ def check_match(value: object) -> None:
         raise ValueError(f"match={value!r}: True, False, None or 'inside' is needed")
 
 
-def _checked_optimizers(optimizers: Iterable[Optimizer], inplace: bool) -> tuple[Optimizer, ...]:
-    listed = tuple(optimizers)
+def _checked_optimizers(model: nn.Module, optimizers: Iterable[Optimizer], inplace: bool) -> tuple[Optimizer, ...]:
+    if not isinstance(optimizers, Iterable):
+        raise TypeError(f"optimizers={type(optimizers).__name__}(…): a sequence of optimizers is needed, (optimizer,)")
+    listed, own = tuple(optimizers), {id(parameter) for parameter in model.parameters()}
     for optimizer in listed:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizers has a {type(optimizer).__name__}: torch optimizers are needed")
         if isinstance(optimizer, LBFGS):
             raise ValueError("optimizers has an LBFGS, which keeps one state for all parameters: make a new one after")
+        if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+            raise ValueError(
+                f"optimizers has {type(optimizer).__name__}, which holds no parameter of {type(model).__name__}: it is "
+                "another model's"
+            )
     if listed and not inplace:
         raise ValueError("optimizers= goes with inplace=True: a converted copy has parameters of its own")
     return listed

@@ -340,3 +340,22 @@ def test_with_batches_to_plan_with_all_of_those_to_calibrate_with_are_drawn():
     labelled = [(torch.randn(8, 3, 8, 8), torch.arange(8) % 3)]
     surgery.convert(model, "taylor", keep=0.5, input_size=8, images=labelled, calibrate=batches())
     assert drawn == list(range(5))
+
+
+def test_a_target_that_is_missed_is_warned_of():
+    model = Net("module")
+    with pytest.warns(surgery.errors.ConversionWarning, match=r"macs=1e-09 cannot be met within 1 %: the nearest"):
+        surgery.convert(model, "l1", macs=1e-9, input_size=16)
+    assert "note: macs=1e-09 cannot be met within 1 %" in str(surgery.plan(model, "l1", macs=1e-9, input_size=16))
+    with pytest.raises(NoSitesError, match=r"macs=0\.5 cannot be met within 1 %: the nearest share is 1\.000"):
+        surgery.convert(nn.Sequential(nn.Conv2d(3, 8, 3)), "l1", macs=0.5, input_size=16, strict=True)
+
+
+def test_optimizers_that_cannot_be_repaired_are_refused():
+    model, other = Net("module"), Net("module")
+    arguments = {"macs": 0.5, "input_size": 16, "inplace": True}
+    with pytest.raises(TypeError, match=r"optimizers=SGD\(…\): a sequence of optimizers is needed"):
+        surgery.convert(model, "l1", optimizers=torch.optim.SGD(model.parameters(), 0.1), **arguments)
+    with pytest.raises(ValueError, match="optimizers has SGD, which holds no parameter of Net"):
+        surgery.convert(model, "l1", optimizers=[torch.optim.SGD(other.parameters(), 0.1)], **arguments)
+    assert not history(model)

@@ -22,7 +22,7 @@ from surgery.core.checked_model import check_model, first_weight, unwrapped
 from surgery.core.extras import check_extra
 from surgery.core.surgery_layer import SurgeryLayer
 from surgery.graph import record
-from surgery.transforms.history import changed_modules
+from surgery.transforms.history import changed_modules, original_modules
 from surgery.transforms.reorder import check_same_order, orders
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def calibrate(
     model, teacher = unwrapped(model), unwrapped(teacher)
     for network in (model, teacher):
         check_model(network, weights=True)
+    _check_teacher(model, teacher)
     check_same_order(model, teacher)
     dtypes = [first_weight(network).dtype for network in (model, teacher)]
     if dtypes[0] != dtypes[1]:
@@ -99,6 +100,16 @@ def calibrate(
                 rows.append(_fit(target, number, passes, rows_per_feature, channels))
     notes = dict.fromkeys(reorder.note for reorder in orders(model))
     return Report(tuple(rows), tuple(skipped), tuple(notes))
+
+
+def _check_teacher(model: nn.Module, teacher: nn.Module) -> None:
+    """Raise ValueError where a teacher has nothing of what surgery changed: it is another network."""
+    names, teachers = original_modules(model), {name for name, _ in teacher.named_modules()}
+    if names and teachers.isdisjoint(names):
+        raise ValueError(
+            f"teacher is a {type(teacher).__name__} without {names[0]!r}, which surgery changed in model: the network "
+            "that model was converted from is needed"
+        )
 
 
 def _fit(target: Target, number: int, passes: "Passes", rows_per_feature: float, channels: KeptChannels) -> Row:

@@ -7,6 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from surgery.core.checked_model import first_weight
+from surgery.core.eval_mode import eval_mode
+from surgery.core.image_batches import read_batches
+
 Kind = Literal["none", "weights", "images", "labelled images"]
 KINDS: tuple[Kind, ...] = ("none", "weights", "images", "labelled images")
 
@@ -25,20 +29,57 @@ class Evidence:
     batches: Iterable[Any] | Tensor | None = None
 
     def images(self) -> Iterator[Tensor]:
-        """Batches (N, C, H, W); raises ValueError where there are none."""
-        if self.batches is None:
-            raise ValueError("images=None: batches of images (N, C, H, W) are needed")
-        for batch in [self.batches] if isinstance(self.batches, Tensor) else self.batches:
-            yield batch[0] if isinstance(batch, tuple | list) else batch
+        """Batches (N, C, H, W), in the dtype that the model computes in.
+
+        Raises:
+            ValueError, TypeError: there are none, or they are nothing that the model takes; the message says what.
+        """
+        for images, _ in self._read("of images (N, C, H, W)"):
+            yield images
 
     def labelled_images(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of images (N, C, H, W) and of their classes (N,); raises ValueError where there are none."""
-        if self.batches is None or isinstance(self.batches, Tensor):
-            raise ValueError("images: batches (images, labels) are needed, such as a DataLoader of a dataset gives")
-        for batch in self.batches:
-            if not isinstance(batch, tuple | list) or len(batch) < 2 or not torch.is_tensor(batch[1]):
-                raise ValueError(f"images has a {type(batch).__name__}: pairs (images, labels) are needed")
-            yield batch[0], batch[1]
+        """Batches of images (N, C, H, W) and of what they show: classes (N,) int64, or more for a network that labels
+        pixels; probabilities (N, classes) of a floating dtype are left as they are.
+
+        Raises:
+            ValueError, TypeError: as :meth:`images`; and for labels that are missing, or not one for each image.
+        """
+        for number, (images, further) in enumerate(self._read("(images, labels)")):
+            labels = further[0] if further else None
+            if not isinstance(labels, Tensor) or labels.ndim == 0 or len(labels) != len(images):
+                shown = (
+                    f"of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
+                )
+                raise ValueError(
+                    f"batch {number} of images= has {len(images)} images, and its labels are {shown}: pairs (images, "
+                    "labels), such as a DataLoader of a dataset gives, with a tensor of as many labels, are needed"
+                )
+            yield images, labels if labels.is_floating_point() else labels.long()
+
+    def _read(self, needed: str) -> Iterator[tuple[Tensor, tuple[Any, ...]]]:
+        """Batches, the first of each shape tried on the model."""
+        if self.batches is None:
+            raise ValueError(f"images=None: batches {needed} are needed")
+        dtype, tried = first_weight(self.model).dtype, set()
+        for tensor, further in read_batches(self.batches, "images"):
+            images = tensor.to(dtype)
+            if images.shape[1:] not in tried:
+                _check_taken(self.model, images[:1])
+                tried.add(images.shape[1:])
+            yield images, further
+
+
+def _check_taken(model: nn.Module, image: Tensor) -> None:
+    """Raise ValueError where a model fails on a batch (1, C, H, W)."""
+    with eval_mode(model), torch.inference_mode():
+        try:
+            model(image.to(first_weight(model).device))
+        except Exception as error:  # a forward may raise anything
+            line = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise ValueError(
+                f"{type(model).__name__} fails on an image of images=, of shape {tuple(image.shape[1:])} ({line}): "
+                "prepare them as the network takes them"
+            ) from error
 
 
 def check_evidence(method: str, needed: Kind, evidence: Evidence) -> None:

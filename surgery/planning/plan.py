@@ -203,7 +203,7 @@ def plan(
     proposal = chosen.plan(graph, selection, config, evidence)
     decisions, failed = rehearse(graph, proposal.decisions)
     skipped = tuple(sorted([*proposal.skipped, *failed], key=lambda item: item.reason))
-    notes = notes_of(chosen, graph, config, decisions, skipped)
+    notes = proposal.notes + notes_of(chosen, graph, config, decisions, skipped)
     decisions = [*decisions, *feature_decision(graph, decisions)]
     shapes = _shapes_of_changed(model, transforms_of(decisions))
     return Plan(tuple(decisions), skipped, graph.input_shape, chosen.name, config, notes, shapes)

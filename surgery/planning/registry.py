@@ -19,10 +19,17 @@ from surgery.planning.sites import Skipped
 
 @dataclasses.dataclass
 class Proposal:
-    """A method's answer: decisions in order, and candidates passed over."""
+    """A method's answer.
+
+    Attributes:
+        decisions: in order.
+        skipped: candidates passed over.
+        notes: what a reader should know before the plan is carried out, a sentence each.
+    """
 
     decisions: list[Decision]
     skipped: list[Skipped]
+    notes: tuple[str, ...] = ()
 
 
 class Method(Protocol):

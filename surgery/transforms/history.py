@@ -21,3 +21,13 @@ def changed_modules(model: nn.Module) -> tuple[str, ...]:
     """Names of the modules that compute something else since surgery, each once, in the order of the model."""
     changed = {name for transform in history(model) for name in transform.changed()}
     return tuple(name for name, _ in model.named_modules() if name in changed)
+
+
+def original_modules(model: nn.Module) -> tuple[str, ...]:
+    """Names of the modules that surgery changed or replaced and that the network had before any of it, in order."""
+    names: dict[str, None] = {}
+    added: set[str] = set()
+    for transform in history(model):
+        names |= dict.fromkeys(name for name in transform.changed() if name not in added)
+        added.update(transform.added())
+    return tuple(names)

@@ -164,6 +164,8 @@ def test_what_cannot_be_calibrated():
         surgery.calibrate(surgery.convert(teacher, zeta=4, match=True), teacher, images())
     with pytest.raises(TypeError, match="teacher|model is a str"):
         surgery.calibrate(model, "resnet26", images())
+    with pytest.raises(ValueError, match=r"teacher is a Sequential without 'layer1\.0\.conv1', which surgery changed"):
+        surgery.calibrate(model, nn.Sequential(nn.Conv2d(3, 4, 3)), images())
     with pytest.raises(ValueError, match="calibration images"):
         surgery.calibrate(model, teacher, [])
     broken = copy.deepcopy(teacher)

@@ -30,7 +30,8 @@ def plan_pruning(
     """
     result = prune_plan(graph, graph.modules[""], score, PruningRequest.of(options, selection), recalculate)
     rows = tuple(PlanRow(row.name, "channels", (row.before, row.after), row.note, "narrowed") for row in result.rows)
+    notes = (result.note,) if result.note else ()
     if not rows:
-        return Proposal([], list(result.skipped))
+        return Proposal([], list(result.skipped), notes)
     narrow = Narrow(result.sizes.widths, result.sizes.parameters, SameChannels(result.keep))
-    return Proposal([Decision("widths", (narrow,), rows, note=result.note)], list(result.skipped))
+    return Proposal([Decision("widths", (narrow,), rows)], list(result.skipped), notes)

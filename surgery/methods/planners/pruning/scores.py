@@ -14,6 +14,7 @@ from surgery.core.eval_mode import eval_mode
 from surgery.graph.channel_classes import Coupling, Layer
 from surgery.methods.planners.pruning.weights import effective_weight
 
+UNLABELLED = -100  # what torch's cross-entropy leaves out
 Score = Callable[[nn.Module, Coupling], np.ndarray]
 Batch = tuple[Tensor, Tensor]
 
@@ -49,14 +50,14 @@ def taylor(model: nn.Module, coupling: Coupling, batches: Iterable[Batch]) -> np
         batches: (images (N, C, H, W), labels (N,) int64).
 
     Raises:
-        ValueError: there is no batch, or the loss is not finite.
+        ValueError: there is no batch, the loss is not finite, or labels do not fit what the model gives.
     """
     weights = {layer.module: model.get_submodule(layer.module).get_parameter("weight") for layer in readers(coupling)}
     scores, count = np.zeros(coupling.count()), 0
     device = next(iter(weights.values())).device if weights else torch.device("cpu")
     with eval_mode(model), _requiring_grad(weights.values()), torch.enable_grad():
         for images, labels in batches:
-            loss = nn.functional.cross_entropy(model(images.to(device)), labels.to(device))
+            loss = _cross_entropy(model(images.to(device)), labels.to(device))
             if not torch.isfinite(loss):
                 raise ValueError(f"the loss of batch {count} is {loss.item()}: taylor needs a finite one")
             gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
@@ -65,6 +66,29 @@ def taylor(model: nn.Module, coupling: Coupling, batches: Iterable[Batch]) -> np
     if not count:
         raise ValueError("taylor needs batches of labelled images, and there are none")
     return scores / count
+
+
+def _cross_entropy(output: object, labels: Tensor) -> Tensor:
+    """Raises ValueError where an output and labels do not belong together."""
+    if not isinstance(output, Tensor) or output.ndim < 2:
+        kind = (
+            f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        )
+        raise ValueError(f"the model gives {kind}: taylor needs one that gives class scores (N, classes)")
+    classes = output.shape[1]
+    expected = output.shape if labels.is_floating_point() else (len(output), *output.shape[2:])
+    if labels.shape != expected:
+        raise ValueError(
+            f"labels of shape {tuple(labels.shape)}, {labels.dtype}, where the model gives {tuple(output.shape)}: "
+            f"whole numbers {(len(output), *output.shape[2:])}, or probabilities {tuple(output.shape)}, are needed"
+        )
+    if not labels.is_floating_point() and (wrong := labels[_outside(labels, classes)]).numel():
+        raise ValueError(f"label {wrong[0].item()}: the model has classes 0 to {classes - 1}")
+    return nn.functional.cross_entropy(output, labels)
+
+
+def _outside(labels: Tensor, classes: int) -> Tensor:
+    return ((labels < 0) | (labels >= classes)) & (labels != UNLABELLED)
 
 
 def _first_order(coupling: Coupling, weights: Mapping[str, Tensor], gradients: Iterable[Tensor | None]) -> np.ndarray:

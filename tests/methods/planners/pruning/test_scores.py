@@ -59,6 +59,44 @@ def test_random_is_seeded():
     assert not np.array_equal(random(model, coupling, seed=3), random(model, coupling, seed=4))
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([0, 1, 2, 3, 4, 5]), "label 5: the model has classes 0 to 4"),
+        (torch.tensor([0, 1, 2, 3, 4, -1]), "label -1: the model has classes 0 to 4"),
+        (torch.eye(6, 5).long(), r"labels of shape \(6, 5\), torch.int64, where the model gives \(6, 5\)"),
+        (torch.zeros(6), r"labels of shape \(6,\), torch.float32"),
+    ],
+)
+def test_taylor_names_labels_that_do_not_fit(labels, message):
+    model = chain()
+    _, coupling = coupled(model)
+    with pytest.raises(ValueError, match=message):
+        taylor(model, coupling, [(IMAGES, labels)])
+
+
+def test_taylor_names_a_model_without_class_scores():
+    model = Net("module").double()
+    _, coupling = coupled(model)
+    model.register_forward_hook(lambda module, inputs, output: [output])
+    with pytest.raises(ValueError, match="the model gives a list: taylor needs one that gives class scores"):
+        taylor(model, coupling, [(IMAGES, torch.zeros(6, dtype=torch.int64))])
+
+
+def test_taylor_takes_probabilities_and_leaves_out_what_has_no_label():
+    model = chain()
+    _, coupling = coupled(model)
+    labels = torch.tensor([0, 1, 2, 3, 4, -100])
+    np.testing.assert_allclose(
+        taylor(model, coupling, [(IMAGES, labels)]), taylor(model, coupling, [(IMAGES[:5], labels[:5])]), rtol=1e-8
+    )
+    np.testing.assert_allclose(
+        taylor(model, coupling, [(IMAGES[:5], nn.functional.one_hot(labels[:5]).double())]),
+        taylor(model, coupling, [(IMAGES[:5], labels[:5])]),
+        rtol=1e-8,
+    )
+
+
 def test_taylor_is_activation_times_gradient():
     model = chain().requires_grad_(False)
     _, coupling = coupled(model)
