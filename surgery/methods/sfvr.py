@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from surgery.graph import ModelGraph
 from surgery.methods.planners.pruning.decisions import plan_pruning
+from surgery.methods.planners.pruning.norm_statistics import remeasure_norms
 from surgery.methods.planners.pruning.options import PruningOptions
 from surgery.methods.planners.pruning.sfvr import sfvr, sfvr_from_norms
 from surgery.planning.evidence import Evidence, Kind
@@ -42,4 +43,6 @@ class SFVR:
     def plan(self, graph: ModelGraph, selection: Selection, config: SFVRConfig, evidence: Evidence) -> Proposal:
         if evidence.batches is None:
             return plan_pruning(graph, selection, config, functools.partial(sfvr_from_norms, graph=graph))
-        return plan_pruning(graph, selection, config, functools.partial(sfvr, images=tuple(evidence.images())))
+        batches = tuple(evidence.images())
+        again = functools.partial(remeasure_norms, batches=batches)  # between the steps of an iterative pruning
+        return plan_pruning(graph, selection, config, functools.partial(sfvr, images=batches), again)
