@@ -1,7 +1,8 @@
 """Recover a converted network from a few unlabelled images: linear least squares, layer after layer, no gradient."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,7 +22,8 @@ from surgery.calibration.targets import Target, targets
 from surgery.core.checked_model import check_model, first_weight, unwrapped
 from surgery.core.extras import check_extra
 from surgery.core.surgery_layer import SurgeryLayer
-from surgery.graph import record
+from surgery.graph import ModelGraph, record
+from surgery.planning.sites import Skipped
 from surgery.transforms.history import changed_modules, original_modules
 from surgery.transforms.reorder import check_same_order, orders
 
@@ -74,7 +76,7 @@ def calibrate(
         TraceError: a forward fails.
     """
     check_extra("calibrate", "surgery.calibrate")
-    from surgery.calibration.passes import Passes, fast_dtype  # it needs what the extra installs
+    from surgery.calibration.passes import fast_dtype  # it needs what the extra installs
 
     model, teacher = unwrapped(model), unwrapped(teacher)
     for network in (model, teacher):
@@ -88,18 +90,56 @@ def calibrate(
     size = tuple(collected[0].shape[1:])
     graphs = record(model, size), record(teacher, size)
     touched, channels = changed_modules(model), KeptChannels(graphs[1], kept)
-    fit_targets, skipped = targets(*graphs, channels, touched)
-    if not fit_targets and not touched:
+    settings = FitSettings(start, rows_per_feature, memory, dtype or fast_dtype(model), progress)
+    rows, skipped = fit_layers((model, teacher), graphs, touched, channels, collected, settings)
+    if not rows and not skipped and not touched:
         raise ValueError(f"{type(model).__name__} has no surgery: convert it first")
-    rows = []
-    with Passes((model, teacher), fit_targets, collected, memory, dtype or fast_dtype(model)) as passes:
-        bar = tqdm(fit_targets, desc="calibrating", unit="layer", leave=False, disable=not progress)
-        for number, target in enumerate(bar):
-            bar.set_postfix_str(target.layer, refresh=False)
-            if start or target.aim is not None or target.fixed:
-                rows.append(_fit(target, number, passes, rows_per_feature, channels))
     notes = dict.fromkeys(reorder.note for reorder in orders(model))
     return Report(tuple(rows), tuple(skipped), tuple(notes))
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How layers are fitted; see :func:`calibrate`."""
+
+    start: bool = True
+    rows_per_feature: float = 6.0
+    memory: float = 1e9
+    dtype: torch.dtype | None = None
+    progress: bool = True
+
+
+def fit_layers(
+    networks: tuple[nn.Module, nn.Module],
+    graphs: tuple[ModelGraph, ModelGraph],
+    touched: Collection[str],
+    channels: KeptChannels,
+    batches: list[Tensor],
+    settings: FitSettings,
+) -> tuple[list[Row], list[Skipped]]:
+    """What :func:`calibrate` does, of networks, or of one part of both, that are recorded and known to be alike.
+
+    Args:
+        networks: the converted one, which is changed in place, and the original.
+        graphs: both, recorded.
+        touched: names of the modules that surgery changed.
+        channels: what a narrowed network still has.
+        batches: of what both take.
+
+    Returns:
+        A row for each layer, and the layers that cannot be fitted.
+    """
+    from surgery.calibration.passes import Passes  # it needs what the extra installs
+
+    fit_targets, skipped = targets(*graphs, channels, touched)
+    rows = []
+    with Passes(networks, fit_targets, batches, settings.memory, settings.dtype) as passes:
+        bar = tqdm(fit_targets, desc="calibrating", unit="layer", leave=False, disable=not settings.progress)
+        for number, target in enumerate(bar):
+            bar.set_postfix_str(target.layer, refresh=False)
+            if settings.start or target.aim is not None or target.fixed:
+                rows.append(_fit(target, number, passes, settings.rows_per_feature, channels))
+    return rows, skipped
 
 
 def _check_teacher(model: nn.Module, teacher: nn.Module) -> None:

@@ -153,6 +153,7 @@ class DepthwisePooling:
     """See the module."""
 
     name: ClassVar[str] = "dwp"
+    by_site: ClassVar[bool] = True
     Config: ClassVar[type] = DepthwisePoolConfig
     evidence: ClassVar[Kind] = "none"
     changes: ClassVar[str] = "a squeeze convolution becomes the maximum or mean of windows of consecutive channels"

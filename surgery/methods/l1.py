@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from surgery.graph import ModelGraph
-from surgery.methods.planners.pruning.decisions import plan_pruning
 from surgery.methods.planners.pruning.options import PruningOptions
-from surgery.methods.planners.pruning.scores import l1
+from surgery.methods.planners.pruning.scored import ScoredPruning
+from surgery.methods.planners.pruning.scores import Score, l1
 from surgery.planning.evidence import Evidence, Kind
-from surgery.planning.registry import Proposal, register
-from surgery.planning.selection import Selection
+from surgery.planning.registry import register
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class L1Config(PruningOptions):
 
 
 @register
-class L1:
+class L1(ScoredPruning):
     """See the module."""
 
     name: ClassVar[str] = "l1"
@@ -27,5 +26,5 @@ class L1:
     changes: ClassVar[str] = "layers lose the channels with the smallest weights"
     where: ClassVar[str] = "any coupled channels but the model's outputs"
 
-    def plan(self, graph: ModelGraph, selection: Selection, config: L1Config, evidence: Evidence) -> Proposal:
-        return plan_pruning(graph, selection, config, l1)
+    def score(self, graph: ModelGraph, config: L1Config, evidence: Evidence) -> Score:
+        return l1

@@ -6,12 +6,11 @@ from typing import ClassVar
 
 from surgery.core.errors import is_whole
 from surgery.graph import ModelGraph
-from surgery.methods.planners.pruning.decisions import plan_pruning
 from surgery.methods.planners.pruning.options import PruningOptions
-from surgery.methods.planners.pruning.scores import random
+from surgery.methods.planners.pruning.scored import ScoredPruning
+from surgery.methods.planners.pruning.scores import Score, random
 from surgery.planning.evidence import Evidence, Kind
-from surgery.planning.registry import Proposal, register
-from surgery.planning.selection import Selection
+from surgery.planning.registry import register
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class RandomConfig(PruningOptions):
 
 
 @register
-class RandomChannels:
+class RandomChannels(ScoredPruning):
     """See the module."""
 
     name: ClassVar[str] = "random"
@@ -40,5 +39,5 @@ class RandomChannels:
     changes: ClassVar[str] = "layers lose channels by lot"
     where: ClassVar[str] = "any coupled channels but the model's outputs"
 
-    def plan(self, graph: ModelGraph, selection: Selection, config: RandomConfig, evidence: Evidence) -> Proposal:
-        return plan_pruning(graph, selection, config, functools.partial(random, seed=config.seed))
+    def score(self, graph: ModelGraph, config: RandomConfig, evidence: Evidence) -> Score:
+        return functools.partial(random, seed=config.seed)

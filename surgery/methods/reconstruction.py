@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from surgery.graph import ModelGraph
-from surgery.methods.planners.pruning.decisions import plan_pruning
 from surgery.methods.planners.pruning.options import PruningOptions
 from surgery.methods.planners.pruning.reconstruction import reconstruction
+from surgery.methods.planners.pruning.scored import ScoredPruning
+from surgery.methods.planners.pruning.scores import Score
 from surgery.planning.evidence import Evidence, Kind
-from surgery.planning.registry import Proposal, register
-from surgery.planning.selection import Selection
+from surgery.planning.registry import register
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,16 @@ class ReconstructionConfig(PruningOptions):
 
 
 @register
-class Reconstruction:
+class Reconstruction(ScoredPruning):
     """See the module."""
 
     name: ClassVar[str] = "reconstruction"
+    by_site: ClassVar[bool] = True
     Config: ClassVar[type] = ReconstructionConfig
     evidence: ClassVar[Kind] = "images"
     changes: ClassVar[str] = "layers lose the hidden channels that the others can make up for"
     where: ClassVar[str] = "channels that one layer alone reads; residual streams stay"
 
-    def plan(
-        self, graph: ModelGraph, selection: Selection, config: ReconstructionConfig, evidence: Evidence
-    ) -> Proposal:
+    def score(self, graph: ModelGraph, config: ReconstructionConfig, evidence: Evidence) -> Score:
         per = "params" if config.params is not None else "macs"
-        score = functools.partial(reconstruction, graph=graph, batches=tuple(evidence.images()), per=per)
-        return plan_pruning(graph, selection, config, score)
+        return functools.partial(reconstruction, graph=graph, batches=tuple(evidence.images()), per=per)

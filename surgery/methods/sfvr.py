@@ -4,17 +4,20 @@ SFVR_i = Σ_j Var(M_ji) / Var(Y_j): what channel i contributes to the variance o
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import nn
+
 from surgery.graph import ModelGraph
-from surgery.methods.planners.pruning.decisions import plan_pruning
 from surgery.methods.planners.pruning.norm_statistics import remeasure_norms
 from surgery.methods.planners.pruning.options import PruningOptions
+from surgery.methods.planners.pruning.scored import ScoredPruning
+from surgery.methods.planners.pruning.scores import Score
 from surgery.methods.planners.pruning.sfvr import sfvr, sfvr_from_norms
 from surgery.planning.evidence import Evidence, Kind
-from surgery.planning.registry import Proposal, register
-from surgery.planning.selection import Selection
+from surgery.planning.registry import register
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class SFVRConfig(PruningOptions):
 
 
 @register
-class SFVR:
+class SFVR(ScoredPruning):
     """See the module."""
 
     name: ClassVar[str] = "sfvr"
@@ -40,9 +43,12 @@ class SFVR:
     changes: ClassVar[str] = "layers lose the channels that contribute least to the variance of what reads them"
     where: ClassVar[str] = "any coupled channels but the model's outputs"
 
-    def plan(self, graph: ModelGraph, selection: Selection, config: SFVRConfig, evidence: Evidence) -> Proposal:
+    def score(self, graph: ModelGraph, config: SFVRConfig, evidence: Evidence) -> Score:
         if evidence.batches is None:
-            return plan_pruning(graph, selection, config, functools.partial(sfvr_from_norms, graph=graph))
-        batches = tuple(evidence.images())
-        again = functools.partial(remeasure_norms, batches=batches)  # between the steps of an iterative pruning
-        return plan_pruning(graph, selection, config, functools.partial(sfvr, images=batches), again)
+            return functools.partial(sfvr_from_norms, graph=graph)
+        return functools.partial(sfvr, images=tuple(evidence.images()))
+
+    def recalculate(self, evidence: Evidence) -> Callable[[nn.Module], None] | None:
+        if evidence.batches is None:
+            return None
+        return functools.partial(remeasure_norms, batches=tuple(evidence.images()))

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from surgery.graph import ModelGraph
-from surgery.methods.planners.pruning.decisions import plan_pruning
 from surgery.methods.planners.pruning.options import PruningOptions
-from surgery.methods.planners.pruning.scores import taylor
+from surgery.methods.planners.pruning.scored import ScoredPruning
+from surgery.methods.planners.pruning.scores import Score, taylor
 from surgery.planning.evidence import Evidence, Kind
-from surgery.planning.registry import Proposal, register
-from surgery.planning.selection import Selection
+from surgery.planning.registry import register
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class TaylorConfig(PruningOptions):
 
 
 @register
-class Taylor:
+class Taylor(ScoredPruning):
     """See the module."""
 
     name: ClassVar[str] = "taylor"
@@ -28,6 +27,5 @@ class Taylor:
     changes: ClassVar[str] = "layers lose the channels that the loss depends on least"
     where: ClassVar[str] = "any coupled channels but the model's outputs"
 
-    def plan(self, graph: ModelGraph, selection: Selection, config: TaylorConfig, evidence: Evidence) -> Proposal:
-        batches = tuple(evidence.labelled_images())
-        return plan_pruning(graph, selection, config, functools.partial(taylor, batches=batches))
+    def score(self, graph: ModelGraph, config: TaylorConfig, evidence: Evidence) -> Score:
+        return functools.partial(taylor, batches=tuple(evidence.labelled_images()))

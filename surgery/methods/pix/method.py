@@ -99,6 +99,7 @@ class PiXMethod:
 
     name: ClassVar[str] = "pix"
     default: ClassVar[bool] = True
+    by_site: ClassVar[bool] = True
     Config: ClassVar[type] = PiXConfig
     evidence: ClassVar[Kind] = "none"
     changes: ClassVar[str] = "a squeeze convolution works on the pooled map and picks or mixes its input channels"

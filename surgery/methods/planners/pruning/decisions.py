@@ -13,6 +13,7 @@ from surgery.planning.decision import Decision, PlanRow
 from surgery.planning.registry import Proposal
 from surgery.planning.selection import Selection
 from surgery.transforms.narrow import Narrow, SameChannels
+from surgery.transforms.slicing import Keep, sizes
 
 
 def plan_pruning(
@@ -33,5 +34,11 @@ def plan_pruning(
     notes = (result.note,) if result.note else ()
     if not rows:
         return Proposal([], list(result.skipped), notes)
-    narrow = Narrow(result.sizes.widths, result.sizes.parameters, SameChannels(result.keep))
+    narrow = narrowing(graph.modules[""], result.keep)
     return Proposal([Decision("widths", (narrow,), rows)], list(result.skipped), notes)
+
+
+def narrowing(model: nn.Module, keep: Keep) -> Narrow:
+    """The transform that leaves the channels ``keep`` of a model, whatever the weights of the model that it meets."""
+    left = sizes(model, keep)
+    return Narrow(left.widths, left.parameters, SameChannels(keep))

@@ -92,7 +92,7 @@ def prune_plan(
         ValueError: a pattern matches nothing.
     """
     coupling = couple_all(graph, model)
-    selection = _Selection(graph, model, coupling, request)
+    selection = AxisSelection(graph, model, coupling, request)
     gone, current, remaining = selection.nothing(), model, coupling
     for step in range(1, request.steps + 1):
         scores = score(current, remaining).copy()
@@ -108,7 +108,7 @@ def prune_plan(
     return selection.result(model, gone)
 
 
-class _Selection:
+class AxisSelection:
     """The axes of a network that a request is for, and which of their channels go by given scores."""
 
     def __init__(self, graph: ModelGraph, model: nn.Module, coupling: Coupling, request: PruningRequest) -> None:
