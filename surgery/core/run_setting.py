@@ -8,7 +8,9 @@ import torch
 
 from surgery.core.errors import check_choice
 
-MODES = ("eager", "compile", "cudagraph", "onnx")
+MODES = ("eager", "compile", "cudagraph", "onnxruntime", "openvino")
+IN_FILES = {"onnxruntime": ("float32",), "openvino": ("float32", "bfloat16")}  # engines that run files; their dtypes
+OLD_NAMES = {"onnx": "onnxruntime"}
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
@@ -18,7 +20,8 @@ class Setting:
     """One way to run a network.
 
     Attributes:
-        mode: ``eager``, ``compile`` (torch.compile), ``cudagraph`` (a captured eager step) or ``onnx`` (ONNX Runtime).
+        mode: the engine: ``eager``, ``compile`` (torch.compile), ``cudagraph`` (a captured eager step),
+            ``onnxruntime`` or ``openvino``.
         threads: of the CPU; None leaves them.
         training: time forward, backward and an SGD step instead of inference.
     """
@@ -32,6 +35,7 @@ class Setting:
     training: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "mode", OLD_NAMES.get(self.mode, self.mode))
         check_choice("mode", self.mode, MODES)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("layout", self.layout, LAYOUTS)
@@ -41,15 +45,16 @@ class Setting:
             raise ValueError(f"device={self.device!r}: this machine has no CUDA device")
         if self.mode == "cudagraph" and not self.device.startswith("cuda"):
             raise ValueError(f"mode='cudagraph' needs device='cuda', not {self.device!r}")
-        if self.mode == "onnx" and (self.training or self.device != "cpu" or self.dtype != "float32"):
-            raise ValueError("mode='onnx' is for inference in float32 on the CPU")
+        dtypes = IN_FILES.get(self.mode)
+        if dtypes and (self.training or self.device != "cpu" or self.dtype not in dtypes):
+            raise ValueError(f"mode={self.mode!r} is for inference in {' or '.join(dtypes)} on the CPU")
 
 
 def describe(setting: Setting) -> str:
     """A setting in a few words."""
     threads = "" if setting.threads is None else f", {setting.threads} thread{'s' * (setting.threads > 1)}"
     step = "training step, " if setting.training else ""
-    layout = "" if setting.mode == "onnx" else f", {setting.layout}"
+    layout = "" if setting.mode in IN_FILES else f", {setting.layout}"
     return f"{step}{setting.mode}, {setting.dtype}{layout}, batch {setting.batch}{threads}"
 
 

@@ -83,8 +83,8 @@ class AutoConfig:
 
     def check_methods(self) -> None:
         """Raise ValueError for a name that no method has, or that of this one."""
-        for name in self.methods:
-            check_choice("methods", name, [known for known in methods() if known != "auto"])
+        for chosen in self.methods:
+            check_choice("methods", chosen, [name for name in methods() if name != "auto"])
 
 
 def _check_share(name: str, value: object) -> None:
