@@ -1,6 +1,6 @@
 """What a method's layer tells the rest of the package, so that nothing outside a method asks for its class."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,17 @@ class SurgeryLayer(nn.Module):
         None where there is nothing to fold. The layer itself must not change.
         """
         return None
+
+    @classmethod
+    def arrange(cls, model: nn.Module, shape: Sequence[int]) -> None:
+        """Bring a network that is only exported, and has layers of this class, into a form that other runtimes like.
+
+        It computes the same in eval mode afterwards. Called once for each class, before its layers are lowered.
+
+        Args:
+            model: a copy that may be changed.
+            shape: (C, H, W) of an image.
+        """
 
     def lowered(self) -> nn.Module:
         """A module that computes the same in eval mode by plain PyTorch operators, which every exporter knows.

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from surgery.core.atomic_file import write_atomically
 from surgery.core.checked_model import check_model, unwrapped
 from surgery.core.errors import ExportError, is_whole
-from surgery.core.surgery_layer import replace_layers
+from surgery.core.surgery_layer import SurgeryLayer, replace_layers
 from surgery.deploy.checking import DRAWS, TOLERANCE, DifferentOutputsError, Sample, check, sample
 from surgery.deploy.formats import LEAST_OPSET, Format, Labels, format_named, tensors_of
 from surgery.deploy.images import Images
@@ -81,6 +81,12 @@ def export(
         write_atomically(target, file.read_bytes())
 
 
+def arranged(model: nn.Module, shape: Sequence[int]) -> None:
+    """Let the classes of surgery layers bring a network, in place, into the form that other runtimes like."""
+    for layer in dict.fromkeys(type(module) for module in model.modules() if isinstance(module, SurgeryLayer)):
+        layer.arrange(model, shape)
+
+
 def lowered(model: nn.Module) -> nn.Module:
     """The model in eval mode, with plain operators in the place of every surgery layer, in place.
 
@@ -123,6 +129,7 @@ class _Export:
                 draws[images] = self._draws(images)
             except Exception as error:  # any forward may raise anything; all of it is reported below
                 failures[images] = error
+        arranged(self.frozen, choices[0].shape)
         self.frozen = lowered(self.frozen)
         for images, samples in draws.items():
             try:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.fx
@@ -12,6 +13,7 @@ from surgery.core.errors import check_choice
 from surgery.core.norm_folding import norm_folded
 from surgery.core.surgery_layer import OpCost, SurgeryLayer
 from surgery.graph.kinds import STANDARDISED
+from surgery.methods.pix.arranging import arrange
 from surgery.methods.pix.lowering import ComposedPiX
 from surgery.methods.pix.ops import pix, pix_fuse, reference
 from surgery.methods.pix.ops.shapes import check_stride
@@ -205,6 +207,10 @@ class PiX(SurgeryLayer):
             layer.weight, layer.bias = norm_folded(layer.weight, layer.bias, layer.predictor_norm)
             layer.predictor_norm = None
         return layer
+
+    @classmethod
+    def arrange(cls, model: nn.Module, shape: Sequence[int]) -> None:
+        arrange(model, shape, cls)
 
     def lowered(self) -> ComposedPiX:
         """Reductions, a convolution and a choice between them."""
