@@ -8,14 +8,17 @@ from surgery.convert import convert, match
 from surgery.core import errors
 from surgery.deploy.export import export
 from surgery.deploy.inference import optimize_for_inference
+from surgery.mimicry import mimic
 from surgery.models import cifar_resnet, pspnet
 from surgery.planning.cost import Cost, cost
 from surgery.planning.plan import Plan, plan
+from surgery.sensitivity_analysis import Sensitivity, sensitivity
 
 __version__ = "0.1.0"
 __all__ = [
     "Cost",
     "Plan",
+    "Sensitivity",
     "Source",
     "calibrate",
     "checkpoint",
@@ -27,10 +30,12 @@ __all__ = [
     "export",
     "load",
     "match",
+    "mimic",
     "optimize_for_inference",
     "plan",
     "pspnet",
     "register_builder",
     "save",
+    "sensitivity",
     "synthetic_images",
 ]

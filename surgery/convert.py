@@ -35,7 +35,8 @@ def convert(
 
     Args:
         model: any nn.Module with weights; left as it is unless ``inplace``.
-        method: a registered method's name (``python -m surgery methods`` lists them), or its config.
+        method: a registered method's name (``python -m surgery methods`` lists them), its config, or a plan that was
+            made of this model (:func:`surgery.plan`).
         optimizers: with ``inplace``, optimizers of the model: they go on with the parameters that it then has. One that
             is not named here and holds parameters that are gone is warned of.
         strict: raise instead of warning where there is nothing to convert.
@@ -65,7 +66,7 @@ def convert(
     if calibrate is not None:
         check_extra("calibrate", "calibrate=")
     calibrate, evidence, count = _batches(calibrate, images)
-    planned = plan(model, method, images=evidence, **arguments)
+    planned = _planned(model, method, evidence, arguments)
     if not planned.decisions:
         _nothing(model, planned, strict)
         return model if inplace else copied(model)
@@ -113,11 +114,20 @@ def match(
     """
     check_model(model, weights=True)
     result = model if inplace else copied(model)
-    planned = plan(model, method, **arguments)
+    planned = _planned(model, method, None, arguments)
     reorder = getattr(method_named(planned.method), "match", None)
     if reorder is not None:
         reorder(planned, result, inside)
     return result
+
+
+def _planned(model: nn.Module, method: Any, images: Batches | None, arguments: dict[str, Any]) -> Plan:
+    """The plan itself, where it was made before."""
+    if not isinstance(method, Plan):
+        return plan(model, method, images=images, **arguments)
+    if arguments:
+        raise ValueError(f"{', '.join(arguments)}: the plan was made with such arguments; with it none can be")
+    return method
 
 
 def check_match(value: object) -> None:

@@ -10,7 +10,7 @@ from surgery.methods.planners.squeeze_options import HEADS, MODES, PROJECTIONS
 from surgery.planning.default_method import default_method
 from surgery.planning.registry import Method, methods
 
-METHOD_OPTIONS = ("macs", "params", "keep", "zeta", "mode", "insert", "projections", "equal_width", "head")
+METHOD_OPTIONS = ("macs", "params", "latency", "keep", "zeta", "mode", "insert", "projections", "equal_width", "head")
 
 
 def add_surgery_options(command: argparse.ArgumentParser) -> None:
@@ -37,6 +37,7 @@ def _add_method_options(command: argparse.ArgumentParser) -> None:
 
     add("--macs", "share of the MACs that stays: 0.7", type=_json_value, metavar="SHARE")
     add("--params", "share of the parameters that stays: 0.7", type=_json_value, metavar="SHARE")
+    add("--latency", "share of the time that stays, measured on this machine: 0.8", type=_json_value, metavar="SHARE")
     add(
         "--keep",
         "share of the channels that stays everywhere, or per pattern: layer3=0.5,layer4=0.25",

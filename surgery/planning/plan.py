@@ -26,7 +26,7 @@ from surgery.transforms.transform import Transform
 
 Shapes = dict[str, dict[str, tuple[int, ...]]]
 HEADER = ("site", "role", "channels", "ratio", "note")
-SHARES = ("macs", "params", "keep")  # options of a method that say how much stays
+SHARES = ("macs", "params", "latency", "keep")  # options of a method that say how much stays
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from surgery.graph.skeleton import copied
 from surgery.planning.decision import Decision
 from surgery.planning.plan import Plan
 from surgery.planning.rehearsal import transforms_of
-from surgery.sensitivity.agreement import Agreement, agreement, logits_of
-from surgery.sensitivity.images import Images
+from surgery.sensitivity_analysis.agreement import Agreement, agreement, logits_of
+from surgery.sensitivity_analysis.images import Images
 from surgery.transforms.carry_out import apply
 
 SECONDS = 3.0  # of measuring both networks

@@ -20,7 +20,7 @@ from surgery.planning.evidence import Evidence, Kind
 from surgery.planning.plan import Plan
 from surgery.planning.registry import Proposal, method_named, register
 from surgery.planning.selection import Selection
-from surgery.sensitivity.measure import default_methods
+from surgery.sensitivity_analysis.measure import default_methods
 
 NEAR = 0.02  # of the budget: how far it may be missed without a word
 

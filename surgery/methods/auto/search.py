@@ -21,8 +21,8 @@ from surgery.planning.plan import Plan
 from surgery.planning.registry import configure, method_named
 from surgery.planning.rehearsal import rehearse, rehearsed_graph
 from surgery.planning.selection import Selection
-from surgery.sensitivity.images import split_images
-from surgery.sensitivity.measure import SensitivitySpec, Workbench, with_options
+from surgery.sensitivity_analysis.images import split_images
+from surgery.sensitivity_analysis.measure import SensitivitySpec, Workbench, with_options
 
 FINE = (*STRENGTHS, *(n / 16 for n in range(15, 1, -1) if n / 16 not in STRENGTHS))
 CORRECTIONS = 6  # of what the sum promised by what the whole network costs

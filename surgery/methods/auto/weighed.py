@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from surgery.planning.candidate import Candidate
-from surgery.sensitivity.result import SensitivityRow
+from surgery.sensitivity_analysis.result import SensitivityRow
 
 LEAST = 1e-6  # a divergence or an error below it is taken for it, lest its logarithm be infinite
 
@@ -17,7 +17,7 @@ class Weighed:
     """A candidate.
 
     Attributes:
-        kl, error, macs, params, seconds: see :class:`surgery.sensitivity.SensitivityRow`; seconds is 0 where no time
+        kl, error, macs, params, seconds: see :class:`surgery.sensitivity_analysis.SensitivityRow`; seconds is 0 where no time
             was measured.
         measured: whether it was, rather than read off.
     """

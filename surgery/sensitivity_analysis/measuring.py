@@ -12,12 +12,12 @@ from surgery.core.errors import SurgeryError
 from surgery.core.eval_mode import eval_mode
 from surgery.graph import ModelGraph
 from surgery.planning.candidate import Candidate
-from surgery.sensitivity.agreement import Agreement, agreement, logits_of
-from surgery.sensitivity.call_log import CallLog
-from surgery.sensitivity.fitted_part import FittedPart, Part, fitted_part, relative_error
-from surgery.sensitivity.images import Images
-from surgery.sensitivity.result import SensitivityRow
-from surgery.sensitivity.resuming import Resumable
+from surgery.sensitivity_analysis.agreement import Agreement, agreement, logits_of
+from surgery.sensitivity_analysis.call_log import CallLog
+from surgery.sensitivity_analysis.fitted_part import FittedPart, Part, fitted_part, relative_error
+from surgery.sensitivity_analysis.images import Images
+from surgery.sensitivity_analysis.result import SensitivityRow
+from surgery.sensitivity_analysis.resuming import Resumable
 
 SavedSeconds = Callable[[Part, nn.Module], float]
 Done = Callable[[Candidate], SensitivityRow | None]

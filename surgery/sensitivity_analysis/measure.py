@@ -24,12 +24,12 @@ from surgery.planning.plan import plan
 from surgery.planning.registry import configure, method_named
 from surgery.planning.registry import methods as registered_methods
 from surgery.planning.selection import Selection
-from surgery.sensitivity.agreement import agreement, logits_of
-from surgery.sensitivity.images import Images, split_images
-from surgery.sensitivity.measuring import Measurement
-from surgery.sensitivity.result import Sensitivity, SensitivityRow
-from surgery.sensitivity.saved_seconds import SavedSeconds
-from surgery.sensitivity.store import Store, digest_of
+from surgery.sensitivity_analysis.agreement import agreement, logits_of
+from surgery.sensitivity_analysis.images import Images, split_images
+from surgery.sensitivity_analysis.measuring import Measurement
+from surgery.sensitivity_analysis.result import Sensitivity, SensitivityRow
+from surgery.sensitivity_analysis.saved_seconds import SavedSeconds
+from surgery.sensitivity_analysis.store import Store, digest_of
 
 MEMORY = 2e9
 Options = Mapping[str, Mapping[str, Any]]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from surgery.core.eval_mode import eval_mode
 from surgery.graph import ModelGraph
 from surgery.graph.skeleton import tensors
-from surgery.sensitivity.call_log import CallLog
+from surgery.sensitivity_analysis.call_log import CallLog
 
 
 def sharing_copy(model: nn.Module, own: nn.Module | None = None) -> nn.Module:

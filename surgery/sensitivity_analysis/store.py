@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from surgery.core.atomic_file import write_atomically
 from surgery.planning.candidate import Candidate
-from surgery.sensitivity.result import SensitivityRow
+from surgery.sensitivity_analysis.result import SensitivityRow
 
 
 class Store:

@@ -12,7 +12,7 @@ from surgery.core.eval_mode import eval_mode
 from surgery.graph import ModelGraph, record
 from surgery.planning.candidate import Candidate
 from surgery.planning.cost import graph_cost
-from surgery.sensitivity.resuming import sharing_copy
+from surgery.sensitivity_analysis.resuming import sharing_copy
 from surgery.transforms.carry_out import apply
 
 

@@ -14,7 +14,7 @@ from surgery.core.atomic_file import write_atomically
 from surgery.core.run_setting import DTYPES, LAYOUTS, Setting, threads_set_to
 from surgery.core.timing import interleaved
 from surgery.deploy.engines import prepared
-from surgery.sensitivity.fitted_part import Part
+from surgery.sensitivity_analysis.fitted_part import Part
 
 SECONDS = 0.2  # for both forms of a part together, at least seven rounds
 FOLDER = "SURGERY_CACHE"  # the environment variable that names the folder of what is remembered
