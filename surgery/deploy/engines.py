@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from surgery.core.extras import check_extra
-from surgery.core.run_setting import DTYPES, LAYOUTS, Setting
+from surgery.core.run_setting import DTYPES, LAYOUTS, Setting, threads_set_to
+from surgery.core.timing import Timing, interleaved
 from surgery.deploy.export import export
 
 Step = Callable[[], object]
@@ -36,6 +37,24 @@ def prepared(model: nn.Module, x: Tensor, setting: Setting, folder: Path) -> Ste
     run = torch.compile(ready) if setting.mode == "compile" else ready
     step = _in_torch(run, x)
     return captured(step) if setting.mode == "cudagraph" else step
+
+
+def timed_in_turn(
+    networks: Mapping[str, nn.Module], x: Tensor, setting: Setting, folder: Path, seconds: float
+) -> Timing:
+    """Time networks by name, in turn, by the setting's engine.
+
+    Args:
+        x: (N, C, H, W) that all take; brought into the setting's dtype and layout.
+        folder: for files of other engines.
+        seconds: for all rounds together, at least seven.
+    """
+    with threads_set_to(setting.threads):
+        steps = {}
+        for name, network in networks.items():
+            (folder / name).mkdir()
+            steps[name] = prepared(network, x, setting, folder / name)
+        return interleaved(steps, seconds=seconds, device=setting.device, label=f"timing, {setting.mode}")
 
 
 def check_engine(mode: str) -> None:
@@ -76,7 +95,14 @@ def _in_torch(run: Callable[[Tensor], Any], x: Tensor) -> Step:
 def _exported(model: nn.Module, x: Tensor, folder: Path) -> Path:
     """The network as an ONNX file of float32, for batches of this size alone."""
     path = folder / "model.onnx"
-    export(model.float(), path, input_size=tuple(x.shape[1:]), batch_size=len(x), dynamic_size=False, progress=False)
+    export(
+        copy.deepcopy(model).float(),
+        path,
+        input_size=tuple(x.shape[1:]),
+        batch_size=len(x),
+        dynamic_size=False,
+        progress=False,
+    )
     return path
 
 

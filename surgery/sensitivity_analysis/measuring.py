@@ -18,8 +18,8 @@ from surgery.sensitivity_analysis.fitted_part import FittedPart, Part, fitted_pa
 from surgery.sensitivity_analysis.images import Images
 from surgery.sensitivity_analysis.result import SensitivityRow
 from surgery.sensitivity_analysis.resuming import Resumable
+from surgery.sensitivity_analysis.saved_seconds import SavedSeconds
 
-SavedSeconds = Callable[[Part, nn.Module], float]
 Done = Callable[[Candidate], SensitivityRow | None]
 
 
@@ -83,7 +83,8 @@ class Measurement:
             return None
         seen = self._agreement(changed, resumable, originals)
         squared = relative_error(part, changed.module, resumable.inputs[len(self.fit.batches) :])
-        seconds = None if self.saved_seconds is None else self.saved_seconds(part, changed.module)
+        timed = self.saved_seconds is not None and self.saved_seconds.wants(candidate)
+        seconds = self.saved_seconds(part, changed.module) if self.saved_seconds is not None and timed else None
         return SensitivityRow(
             candidate.method,
             candidate.site,

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from surgery.core.atomic_file import write_atomically
-from surgery.core.run_setting import DTYPES, LAYOUTS, Setting, threads_set_to
-from surgery.core.timing import interleaved
-from surgery.deploy.engines import prepared
+from surgery.core.run_setting import Setting
+from surgery.deploy.engines import FILE_ENGINES, timed_in_turn
+from surgery.planning.candidate import Candidate
 from surgery.sensitivity_analysis.fitted_part import Part
 
 SECONDS = 0.2  # for both forms of a part together, at least seven rounds
@@ -36,6 +36,10 @@ class SavedSeconds:
         self._path = _folder() / f"times-{_machine()}.json"
         self._times = _read(self._path)
 
+    def wants(self, candidate: Candidate) -> bool:
+        """Whether a candidate is timed; where each takes an export, of a pruning only one strength is."""
+        return self.setting.mode not in FILE_ENGINES or candidate.keep in (1.0, 0.5)
+
     def __call__(self, part: Part, changed: nn.Module) -> float:
         key = self._key(part, changed)
         if key not in self._times:
@@ -48,15 +52,11 @@ class SavedSeconds:
         return hashlib.blake2b(structure.encode(), digest_size=16).hexdigest()
 
     def _measure(self, part: Part, changed: nn.Module) -> float:
-        setting = self.setting
-        with threads_set_to(setting.threads), tempfile.TemporaryDirectory() as folder:
-            x = torch.randn(setting.batch, *part.shape)
-            x = x.to(setting.device, DTYPES[setting.dtype], memory_format=LAYOUTS[setting.layout])
-            steps = {}
-            for name, module in (("own", part.module), ("changed", changed)):
-                (Path(folder) / name).mkdir()
-                steps[name] = prepared(module, x, setting, Path(folder) / name)
-            timing = interleaved(steps, seconds=self.seconds, device=setting.device, label=part.name)
+        x = torch.randn(self.setting.batch, *part.shape)
+        with tempfile.TemporaryDirectory() as folder:
+            timing = timed_in_turn(
+                {"own": part.module, "changed": changed}, x, self.setting, Path(folder), self.seconds
+            )
         return timing.median("own") - timing.median("changed")
 
 

@@ -11,13 +11,13 @@ from torch import nn
 from surgery.calibration import calibrate
 from surgery.core.checked_model import first_weight
 from surgery.core.eval_mode import eval_mode
-from surgery.core.run_setting import DTYPES, LAYOUTS, Setting, threads_set_to
-from surgery.core.timing import interleaved
-from surgery.deploy.engines import prepared
+from surgery.core.run_setting import Setting
+from surgery.deploy.engines import timed_in_turn
 from surgery.graph import ModelGraph
 from surgery.graph.skeleton import copied
 from surgery.planning.decision import Decision
 from surgery.planning.plan import Plan
+from surgery.planning.registry import method_named
 from surgery.planning.rehearsal import transforms_of
 from surgery.sensitivity_analysis.agreement import Agreement, agreement, logits_of
 from surgery.sensitivity_analysis.images import Images
@@ -56,8 +56,6 @@ def judged(finalist: Finalist, plan: Plan, model: nn.Module, fit: Images, judge:
         plan: of the finalist's decisions.
         model: the original; not changed.
     """
-    from surgery.planning.registry import method_named
-
     original = copied(model)
     reorder = getattr(method_named(plan.method), "match", None)
     if reorder is not None:
@@ -82,12 +80,7 @@ def time_share(graph: ModelGraph, decisions: Sequence[Decision], setting: Settin
     model = graph.modules[""]
     changed = copied(model)
     apply(changed, transforms_of(decisions), choosing=True)
-    with threads_set_to(setting.threads), tempfile.TemporaryDirectory() as folder:
-        x = torch.randn(setting.batch, *graph.input_shape[-3:])
-        x = x.to(setting.device, DTYPES[setting.dtype], memory_format=LAYOUTS[setting.layout])
-        steps = {}
-        for name, network in (("original", model), ("changed", changed)):
-            (Path(folder) / name).mkdir()
-            steps[name] = prepared(network, x, setting, Path(folder) / name)
-        timing = interleaved(steps, seconds=SECONDS, device=setting.device, label="timing both networks")
+    x = torch.randn(setting.batch, *graph.input_shape[-3:])
+    with tempfile.TemporaryDirectory() as folder:
+        timing = timed_in_turn({"original": model, "changed": changed}, x, setting, Path(folder), SECONDS)
     return timing.ratio("changed", "original")[0], timing.median("original")

@@ -17,8 +17,8 @@ class Weighed:
     """A candidate.
 
     Attributes:
-        kl, error, macs, params, seconds: see :class:`surgery.sensitivity_analysis.SensitivityRow`; seconds is 0 where no time
-            was measured.
+        kl, error, macs, params, seconds: see :class:`surgery.sensitivity_analysis.result.SensitivityRow`; seconds is 0
+            where no time was measured.
         measured: whether it was, rather than read off.
     """
 
@@ -45,8 +45,13 @@ def weighed(candidates: Sequence[Candidate], rows: Sequence[SensitivityRow]) -> 
         measured = by_site.get((candidate.method, candidate.site), [])
         own = next((row for row in measured if row.keep == candidate.keep), None)
         if own is not None:
-            result.append(Weighed(candidate, own.kl, own.error, own.macs, own.params, own.seconds or 0.0))
-        elif measured and _share_gone(candidate) > 0:
+            seconds = (
+                _saved(1 - own.keep, measured, [row.seconds for row in measured])
+                if own.seconds is None
+                else own.seconds
+            )
+            result.append(Weighed(candidate, own.kl, own.error, own.macs, own.params, seconds))
+        elif measured and candidate.keep < 1:
             result.append(_between(candidate, measured))
     return result
 
@@ -60,18 +65,26 @@ def _between(candidate: Candidate, rows: Sequence[SensitivityRow]) -> Weighed:
     def lost(values: Sequence[float]) -> float:
         return math.exp(_interpolated(math.log(gone), np.log(shares), np.log(np.maximum(values, LEAST))))
 
-    def saved(values: Sequence[float]) -> float:
-        return float(np.interp(gone, [0.0, *shares], [0.0, *values])) if gone <= shares[-1] else values[-1]
-
     return Weighed(
         candidate,
         lost([row.kl for row in rows]),
         lost([row.error for row in rows]),
-        saved([row.macs for row in rows]),
-        saved([row.params for row in rows]),
-        saved([row.seconds or 0.0 for row in rows]),
+        _saved(gone, rows, [row.macs for row in rows]),
+        _saved(gone, rows, [row.params for row in rows]),
+        _saved(gone, rows, [row.seconds for row in rows]),
         measured=False,
     )
+
+
+def _saved(gone: float, rows: Sequence[SensitivityRow], values: Sequence[float | None]) -> float:
+    """Between what was measured, and in proportion beyond; 0 where nothing was."""
+    points = sorted((1 - row.keep, value) for row, value in zip(rows, values, strict=True) if value is not None)
+    if not points:
+        return 0.0
+    shares, amounts = [0.0, *(share for share, _ in points)], [0.0, *(value for _, value in points)]
+    if gone > shares[-1] > 0:
+        return amounts[-1] * gone / shares[-1]
+    return float(np.interp(gone, shares, amounts))
 
 
 def _interpolated(x: float, xs: np.ndarray, ys: np.ndarray) -> float:
@@ -81,7 +94,3 @@ def _interpolated(x: float, xs: np.ndarray, ys: np.ndarray) -> float:
     right = int(np.clip(np.searchsorted(xs, x), 1, len(xs) - 1))
     slope = max(0.0, (ys[right] - ys[right - 1]) / (xs[right] - xs[right - 1]))
     return float(ys[right] + slope * (x - xs[right]))
-
-
-def _share_gone(candidate: Candidate) -> float:
-    return 1 - candidate.keep
