@@ -100,13 +100,18 @@ def calibrate(
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How layers are fitted; see :func:`calibrate`."""
+    """How layers are fitted; see :func:`calibrate`.
+
+    Attributes:
+        most: layers that are treated at most, the first ones; None for all.
+    """
 
     start: bool = True
     rows_per_feature: float = 6.0
     memory: float = 1e9
     dtype: torch.dtype | None = None
     progress: bool = True
+    most: int | None = None
 
 
 def fit_layers(
@@ -132,6 +137,7 @@ def fit_layers(
     from surgery.calibration.passes import Passes  # it needs what the extra installs
 
     fit_targets, skipped = targets(*graphs, channels, touched)
+    fit_targets = fit_targets[: settings.most]
     rows = []
     with Passes(networks, fit_targets, batches, settings.memory, settings.dtype) as passes:
         bar = tqdm(fit_targets, desc="calibrating", unit="layer", leave=False, disable=not settings.progress)

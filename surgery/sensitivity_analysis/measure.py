@@ -32,6 +32,7 @@ from surgery.sensitivity_analysis.saved_seconds import SavedSeconds
 from surgery.sensitivity_analysis.store import Store, digest_of
 
 MEMORY = 2e9
+MOST = 3  # layers that are fitted behind a change: a block has as many; of a part that is the network, not all
 Options = Mapping[str, Mapping[str, Any]]
 
 
@@ -141,7 +142,7 @@ class Workbench:
     def measured(self, name: str, candidates: Sequence[Candidate]) -> list[SensitivityRow]:
         """A row for each candidate of one method."""
         model, graph = self._matched(name)
-        settings = FitSettings(memory=self.spec.memory / 2, dtype=_fast_dtype(model), progress=False)
+        settings = FitSettings(memory=self.spec.memory / 2, dtype=_fast_dtype(model), progress=False, most=MOST)
         measurement = Measurement(
             model, graph, self.fit, self.judge, settings, self._saved_seconds, self._store.done, self._store.take
         )

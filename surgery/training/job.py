@@ -4,6 +4,7 @@ import copy
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -11,12 +12,11 @@ from accelerate.utils import set_seed
 from torch import nn
 
 import surgery
-from surgery.planning.registry import method_named
 from surgery.training.block_distillation import distilled_blocks
 from surgery.training.damage import IMAGES, measure_damage
 from surgery.training.data_loading import calibration_images, labelled_images, make_loader
 from surgery.training.datasets import open_dataset
-from surgery.training.evidence_images import evidence_images
+from surgery.training.evidence_images import DEFAULT, evidence_images
 from surgery.training.image_dataset import ImageDataset
 from surgery.training.image_scan import check_headers, leave_out_unreadable
 from surgery.training.job_results import write_results
@@ -126,9 +126,10 @@ def _warn_of_chance(job: Job) -> None:
 def _recover(job: Job, original: nn.Module, seed: int) -> nn.Module:
     """Convert and fine-tune, and the original beside it if it is to be the control; returns the converted network."""
     recipe = job.recipe
-    converted = _converted(job, original, seed)
+    planned = _planned(job, original, seed)
+    converted = _converted(job, original, planned, seed)
     title = f" (seed {seed})" if recipe.seeds > 1 else ""
-    teacher = _teacher(recipe, original)
+    teacher = _teacher(recipe, original, planned)
     blocks = distilled_blocks(recipe.finetune, converted, teacher, job.image_size, job.accelerator.device)
     if not recipe.finetune.epochs:
         return converted
@@ -158,19 +159,23 @@ def _paced(job: Job, original: nn.Module, converted: nn.Module, seed: int) -> Tr
     return replace(settings, lr=lr)
 
 
-def _teacher(recipe: Recipe, original: nn.Module) -> nn.Module:
+def _teacher(recipe: Recipe, original: nn.Module, planned: surgery.Plan) -> nn.Module:
     """The original with its channels in the converted network's order: else what their blocks give does not compare."""
     settings = recipe.surgery
-    knows_order = hasattr(method_named(settings.method), "match")
-    if knows_order and (settings.match or (settings.match is None and settings.calibrate)):
-        return surgery.match(original, settings.method, inside=settings.match == "inside", **recipe.surgery_arguments)
+    if settings.match or (settings.match is None and settings.calibrate):
+        return surgery.match(original, planned, inside=settings.match == "inside")
     return original
 
 
-def _converted(job: Job, original: nn.Module, seed: int) -> nn.Module:
+def _planned(job: Job, original: nn.Module, seed: int) -> surgery.Plan:
     recipe, settings = job.recipe, job.recipe.surgery
-    arguments = {**recipe.surgery_arguments, "method": settings.method, "strict": True, "match": settings.match}
-    arguments["images"] = evidence_images(recipe, job.data.train, seed)
+    images = evidence_images(recipe, job.data.train, seed)
+    return surgery.plan(original, settings.method, images=images, **recipe.surgery_arguments)
+
+
+def _converted(job: Job, original: nn.Module, planned: surgery.Plan, seed: int) -> nn.Module:
+    recipe, settings = job.recipe, job.recipe.surgery
+    arguments: dict[str, Any] = {"method": planned, "strict": True, "match": settings.match}
     if seed == recipe.seed or not settings.calibrate:
         converted = surgery.convert(original, **arguments)
     if seed == recipe.seed:
@@ -178,8 +183,22 @@ def _converted(job: Job, original: nn.Module, seed: int) -> nn.Module:
         new_transforms = history(converted)[len(history(original)) :]
         sites = {name for transform in new_transforms for name in transform.changed()}
         job.say(f"surgery: {len(sites)} sites converted")
+        for note in (decision.note for decision in planned.decisions if decision.note):
+            job.say(note)
     if settings.calibrate:
         images = calibration_images(job.data.train, recipe.data, settings.calibrate, seed)
-        converted = surgery.convert(original, calibrate=images, **arguments)
+        converted = surgery.convert(original, calibrate=images, images=None, **arguments)
         job.measure("after calibration", converted)
+    if recipe.mimic.steps:
+        _mimicked(job, converted, _teacher(recipe, original, planned), seed)
     return converted
+
+
+def _mimicked(job: Job, converted: nn.Module, teacher: nn.Module, seed: int) -> None:
+    """Let the converted network mimic the original on the images that calibrated it, or as many as the recipe says."""
+    recipe = job.recipe
+    count = recipe.mimic.images or recipe.surgery.calibrate or DEFAULT
+    images = calibration_images(job.data.train, recipe.data, min(count, len(job.data.train)), seed)  # type: ignore[arg-type]
+    report = surgery.mimic(converted, teacher, images, count=None, seed=seed, **recipe.mimic.options())
+    job.say(str(report))
+    job.measure("after mimicry", converted)

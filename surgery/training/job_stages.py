@@ -148,7 +148,7 @@ class Job:
         recipe = asdict(self.recipe)
         groups: tuple[str, ...] = ("precision", "sync_bn", "data", "segmentation", "model", "baseline")
         if stage.name != "baseline":
-            groups += ("surgery", "finetune")
+            groups += ("surgery", "mimic", "finetune")
         decisive = {"seed": stage.seed} | {group: _without(recipe[group], INDECISIVE) for group in groups}
         return TrainingState(self.output / "state" / stage.name, decisive, stage.settings.keep)
 

@@ -14,6 +14,7 @@ from surgery.training.recipe_errors import RecipeError, check_key, raises_recipe
 from surgery.training.recipe_sections import (
     FORBID,
     DataSettings,
+    MimicSettings,
     ModelSettings,
     SegmentationSettings,
     SurgerySettings,
@@ -64,6 +65,7 @@ class Recipe:
     model: ModelSettings = Field(default_factory=ModelSettings)
     baseline: TrainSettings = Field(default_factory=lambda: TrainSettings(epochs=0))
     surgery: SurgerySettings = Field(default_factory=SurgerySettings)
+    mimic: MimicSettings = Field(default_factory=MimicSettings)
     finetune: TrainSettings = Field(default_factory=TrainSettings)
     segmentation: SegmentationSettings = Field(default_factory=SegmentationSettings)
 

@@ -237,6 +237,33 @@ def _refuse_held_elsewhere(group: str, values: dict[str, Any]) -> None:
 
 @raises_recipe_errors
 @dataclass(frozen=True, config=FORBID)
+class MimicSettings:
+    """``surgery.mimic`` between calibration and fine-tuning: gradient steps towards the original, without labels."""
+
+    PREFIX: ClassVar[str] = "mimic"
+
+    steps: Whole = Field(default=0, ge=0, le=10_000_000, description="of the optimizer; 0: no mimicry")
+    images: Annotated[Whole, Field(ge=8, le=100_000_000)] | None = Field(
+        default=None, description="number of training images, without labels; default: as many as calibrate"
+    )
+    batch_size: Batch = Field(default=32, description="images of a step")
+    lr: Annotated[Number, Field(gt=0, le=1000)] | None = Field(
+        default=None, description="learning rate; default: searched for, by short trials"
+    )
+    feature_weight: Number = Field(
+        default=1.0, ge=0, le=1e6, description="of the error of the map before pooling, beside the logits' divergence"
+    )
+    crop: Number = Field(default=0.5, ge=0.05, le=1, description="least share of its area that a random crop has")
+    hflip: Flag = Field(default=True, description="mirror half of the images")
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of ``surgery.mimic``."""
+        names = ("steps", "batch_size", "lr", "feature_weight", "crop", "hflip")
+        return {name: getattr(self, name) for name in names}
+
+
+@raises_recipe_errors
+@dataclass(frozen=True, config=FORBID)
 class TrainSettings:
     """One training, of the baseline or of the converted network."""
 

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 import surgery
 from surgery.core.errors import NoSitesError
 from surgery.graph.skeleton import copied
+from surgery.planning.registry import method_named
 from surgery.training.block_distillation import distilled_blocks
 from surgery.training.data_loading import make_loader
 from surgery.training.evidence_images import evidence_images
@@ -66,7 +67,8 @@ def rehearse(
     check_execution(accelerator, original.network, execution)
     network, method = original.network, recipe.surgery.method
     images = evidence_images(recipe, _readable(recipe, data).train, recipe.seed, most=SOME)
-    plan = surgery.plan(network, method, images=images, **recipe.surgery_arguments)
+    quick = getattr(method_named(method), "rehearsal_options", {})  # of a method that takes long
+    plan = surgery.plan(network, method, images=images, **{**recipe.surgery_arguments, **quick})
     if not plan.decisions:
         raise NoSitesError(f"{recipe.model.checkpoint or recipe.model.name}: {plan.notes[0]}\n{plan}")
     converted = plan.apply(copied(network))

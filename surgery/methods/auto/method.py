@@ -7,7 +7,7 @@ nothing was fitted on.
 """
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -35,6 +35,7 @@ class Auto:
     Config: ClassVar[type] = AutoConfig
     evidence: ClassVar[Kind] = "images"
     changes: ClassVar[str] = "the mixture of methods that keeps most at a budget of MACs, parameters or time, measured"
+    rehearsal_options: ClassVar[dict[str, Any]] = {"finalists": 1, "file": None, "front": None}
     where: ClassVar[str] = "wherever the methods go that it mixes"
 
     def plan(self, graph: ModelGraph, selection: Selection, config: AutoConfig, evidence: Evidence) -> Proposal:
