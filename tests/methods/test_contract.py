@@ -50,6 +50,7 @@ class Case:
 
 
 SETTINGS = {
+    "auto": {"macs": 0.8, "finalists": 1, "methods": ["pix", "reconstruction"]},
     "pix": {},
     "squeeze-conv": {"zeta": 2},
     "dwp": {},
