@@ -25,19 +25,25 @@ class Recalled(nn.Module):
     """Stands for a module that has run: gives what it gave.
 
     Args:
+        module: it.
         values: what all such modules of a network gave for the batch at hand, by name.
         name: of the module.
     """
 
-    def __init__(self, values: dict[str, Any], name: str) -> None:
+    def __init__(self, module: nn.Module, values: dict[str, Any], name: str) -> None:
         super().__init__()
         self.values, self.name = values, name
+        object.__setattr__(self, "module", module)  # not as a part: nothing is to look for layers in it
+
+    def __getattr__(self, name: str) -> Any:
+        """What else the network asks of the module (a patch embedding's ``grid_size``)."""
+        return getattr(self.__dict__["module"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.values[self.name]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Recalled":
-        return Recalled(self.values, self.name)  # the batch at hand is every copy's
+        return Recalled(self.__dict__["module"], self.values, self.name)  # the batch at hand is every copy's
 
 
 class _Arrived(BaseException):
@@ -80,7 +86,8 @@ class Resumable:
         self.part, self._at_hand = part, {}
         self._resumed = sharing_copy(self.model)
         for name in before:
-            self._resumed.set_submodule(name, Recalled(self._at_hand, name))
+            own = self._resumed.get_submodule(name)
+            self._resumed.set_submodule(name, Recalled(own, self._at_hand, name))
 
     def run(self, number: int, replacement: nn.Module | None = None) -> Any:
         """What the network gives for a batch, with another module in the part's place where there is one."""

@@ -15,6 +15,7 @@ from surgery.core.extras import check_extra
 from surgery.graph import ModelGraph
 from surgery.methods.auto.config import AutoConfig
 from surgery.methods.auto.finalists import Finalist
+from surgery.methods.auto.front import check_front
 from surgery.methods.auto.search import Search
 from surgery.planning.evidence import Evidence, Kind
 from surgery.planning.plan import Plan
@@ -41,6 +42,8 @@ class Auto:
     def plan(self, graph: ModelGraph, selection: Selection, config: AutoConfig, evidence: Evidence) -> Proposal:
         check_extra("calibrate", "method 'auto'")
         config.check_methods()
+        if config.front is not None:
+            check_front(config.front)
         search = Search(graph, selection, config, evidence)
         ranked = search.best()
         if not ranked:
