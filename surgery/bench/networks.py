@@ -11,15 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from surgery.core.run_setting import DTYPES, LAYOUTS, Setting, threads_set_to
+from surgery.core.run_setting import FILE_MODES, Setting, threads_set_to
 from surgery.core.timing import Timing, interleaved
+from surgery.deploy.engines import captured, placed, placed_copy, prepared
 from surgery.transforms.changed import added_modules, is_converted
 
 
 class Free(nn.Module):
     """Stands for a module and costs nothing: hands out what the module gave once, or a slice of its input.
 
-    The slice is for ONNX Runtime, which would compute ahead all that follows a constant.
+    The slice is for engines of files, which would compute ahead all that follows a constant.
 
     Args:
         output: a feature map (N, C, H, W), or any tree of tensors.
@@ -61,12 +62,14 @@ def bench_network(
         ValueError: ``converted`` is not converted.
     """
     with threads_set_to(setting.threads):
-        x = _placed(torch.randn(setting.batch, *input_size), setting)
-        models = {name: _prepared(model, setting) for name, model in (("original", original), ("converted", converted))}
-        free = with_free_sites(models["converted"], x, sliced=setting.mode == "onnx")
+        x = placed(torch.randn(setting.batch, *input_size), setting)
+        models = {
+            name: placed_copy(model, setting) for name, model in (("original", original), ("converted", converted))
+        }
+        free = with_free_sites(models["converted"], x, sliced=setting.mode in FILE_MODES)
         models |= {} if free is None else {"free": free}
         with tempfile.TemporaryDirectory() as folder:
-            steps = {name: _step(name, model, x, setting, Path(folder)) for name, model in models.items()}
+            steps = {name: _step(model, x, setting, Path(folder)) for name, model in models.items()}
             label = f"batch {setting.batch} {setting.mode} {setting.dtype}"
             return interleaved(steps, seconds=seconds, device=setting.device, label=label)
 
@@ -125,29 +128,12 @@ def _slice_steps(argument: Any, output: Any) -> tuple[int, int] | None:
     return (height, width) if fits else None
 
 
-def _placed(x: Tensor, setting: Setting) -> Tensor:
-    return x.to(setting.device, DTYPES[setting.dtype], memory_format=LAYOUTS[setting.layout])
-
-
-def _prepared(model: nn.Module, setting: Setting) -> nn.Module:
-    ready = copy.deepcopy(model).to(setting.device, DTYPES[setting.dtype])
-    return ready.to(memory_format=LAYOUTS[setting.layout]).train(setting.training)
-
-
-def _step(name: str, model: nn.Module, x: Tensor, setting: Setting, folder: Path) -> Callable[[], object]:
-    if setting.mode == "onnx":
-        return _onnx_step(model, x, folder / f"{name}.onnx", setting)
+def _step(model: nn.Module, x: Tensor, setting: Setting, folder: Path) -> Callable[[], object]:
+    if not setting.training:
+        return prepared(model, x, setting, folder)
     run = torch.compile(model) if setting.mode == "compile" else model
-    step = _training_step(run, model, x) if setting.training else _inference_step(run, x)
-    return _captured(step) if setting.mode == "cudagraph" else step
-
-
-def _inference_step(run: Callable[[Tensor], Any], x: Tensor) -> Callable[[], object]:
-    def step() -> object:
-        with torch.no_grad():
-            return run(x)
-
-    return step
+    step = _training_step(run, model, x)
+    return captured(step) if setting.mode == "cudagraph" else step
 
 
 def _training_step(run: Callable[[Tensor], Any], model: nn.Module, x: Tensor) -> Callable[[], object]:
@@ -162,29 +148,3 @@ def _training_step(run: Callable[[Tensor], Any], model: nn.Module, x: Tensor) ->
         return optimizer.step()
 
     return step
-
-
-def _captured(step: Callable[[], object]) -> Callable[[], object]:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
-
-
-def _onnx_step(model: nn.Module, x: Tensor, path: Path, setting: Setting) -> Callable[[], object]:
-    import onnxruntime
-
-    import surgery
-
-    surgery.export(model, path, input_size=tuple(x.shape[1:]))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: x.contiguous().numpy()}
-    return lambda: session.run(None, feed)

@@ -6,6 +6,7 @@ from surgery.core.errors import MissingPackageError
 
 # by extra, the names to import with the names to install; setup.cfg asks for the same
 _CALIBRATE = {"scipy": "scipy", "greenlet": "greenlet"}
+_EXPORT = {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"}
 EXTRAS: dict[str, dict[str, str]] = {
     "calibrate": _CALIBRATE,
     "train": {
@@ -19,7 +20,8 @@ EXTRAS: dict[str, dict[str, str]] = {
         "annotated_types": "annotated-types",
         "psutil": "psutil",
     },
-    "export": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
+    "export": _EXPORT,
+    "openvino": {**_EXPORT, "openvino": "openvino"},
 }
 
 
