@@ -76,6 +76,22 @@ class SurgeryLayer(nn.Module):
         """
         return self
 
+    def specialised(self, observed: Tensor) -> "SurgeryLayer | None":
+        """A copy that computes the same, and less, for every input that :meth:`observe` saw; None where none is."""
+        return None
+
+    def squeeze_of_runs(self) -> nn.Conv2d | None:
+        """A 1×1 convolution with this layer's own parameters, where it reduces runs of neighbouring channels.
+
+        It stands in for the layer while channels are reordered (``surgery/deploy/interleaving.py``): what belongs to
+        an input or output channel of the layer belongs to that channel of the convolution. None: leave the layer.
+        """
+        return None
+
+    def with_chunks(self, conv: nn.Conv2d) -> "SurgeryLayer":
+        """A copy with the parameters of ``conv``, whose output i reduces the inputs i, i + C_out, i + 2·C_out, …"""
+        raise NotImplementedError(f"{type(self).__name__}.with_chunks()")
+
     def cost(self, inputs: Any, outputs: Any) -> OpCost:
         """Cost for one image.
 
