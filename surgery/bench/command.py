@@ -16,6 +16,7 @@ from surgery.core.atomic_file import write_atomically
 from surgery.core.errors import check_choice
 from surgery.core.extras import check_extra
 from surgery.core.run_setting import DTYPES, LAYOUTS, MODES, Setting
+from surgery.deploy.engines import check_engine
 from surgery.graph.input_size import image_shapes
 from surgery.training.shipped_recipes import find_recipe
 
@@ -108,6 +109,7 @@ def _check_places(options: argparse.Namespace) -> None:
 def _settings(options: argparse.Namespace) -> Iterator[Setting]:
     axes = (options.how, options.dtype, options.layout, options.threads, options.batch)
     for how, dtype, layout, threads, batch in itertools.product(*axes):
+        check_engine(how)
         yield Setting(batch, how, dtype, layout, threads, options.device, options.training)
 
 

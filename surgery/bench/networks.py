@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from surgery.core.run_setting import DTYPES, LAYOUTS, Setting, threads_set_to
+from surgery.core.run_setting import FILE_MODES, Setting, threads_set_to
 from surgery.core.timing import Timing, interleaved
-from surgery.deploy.engines import FILE_ENGINES, captured, check_engine, placed, prepared
+from surgery.deploy.engines import captured, placed, placed_copy, prepared
 from surgery.transforms.changed import added_modules, is_converted
 
 
 class Free(nn.Module):
     """Stands for a module and costs nothing: hands out what the module gave once, or a slice of its input.
 
-    The slice is for ONNX Runtime, which would compute ahead all that follows a constant.
+    The slice is for engines of files, which would compute ahead all that follows a constant.
 
     Args:
         output: a feature map (N, C, H, W), or any tree of tensors.
@@ -60,16 +60,16 @@ def bench_network(
 
     Raises:
         ValueError: ``converted`` is not converted.
-        MissingPackageError: the engine is not installed.
     """
-    check_engine(setting.mode)
     with threads_set_to(setting.threads):
         x = placed(torch.randn(setting.batch, *input_size), setting)
-        models = {name: _prepared(model, setting) for name, model in (("original", original), ("converted", converted))}
-        free = with_free_sites(models["converted"], x, sliced=setting.mode in FILE_ENGINES)
+        models = {
+            name: placed_copy(model, setting) for name, model in (("original", original), ("converted", converted))
+        }
+        free = with_free_sites(models["converted"], x, sliced=setting.mode in FILE_MODES)
         models |= {} if free is None else {"free": free}
         with tempfile.TemporaryDirectory() as folder:
-            steps = {name: _step(name, model, x, setting, Path(folder)) for name, model in models.items()}
+            steps = {name: _step(model, x, setting, Path(folder)) for name, model in models.items()}
             label = f"batch {setting.batch} {setting.mode} {setting.dtype}"
             return interleaved(steps, seconds=seconds, device=setting.device, label=label)
 
@@ -128,18 +128,12 @@ def _slice_steps(argument: Any, output: Any) -> tuple[int, int] | None:
     return (height, width) if fits else None
 
 
-def _prepared(model: nn.Module, setting: Setting) -> nn.Module:
-    ready = copy.deepcopy(model).to(setting.device, DTYPES[setting.dtype])
-    return ready.to(memory_format=LAYOUTS[setting.layout]).train(setting.training)
-
-
-def _step(name: str, model: nn.Module, x: Tensor, setting: Setting, folder: Path) -> Callable[[], object]:
-    if setting.training:
-        run = torch.compile(model) if setting.mode == "compile" else model
-        step = _training_step(run, model, x)
-        return captured(step) if setting.mode == "cudagraph" else step
-    (folder / name).mkdir()
-    return prepared(model, x, setting, folder / name)
+def _step(model: nn.Module, x: Tensor, setting: Setting, folder: Path) -> Callable[[], object]:
+    if not setting.training:
+        return prepared(model, x, setting, folder)
+    run = torch.compile(model) if setting.mode == "compile" else model
+    step = _training_step(run, model, x)
+    return captured(step) if setting.mode == "cudagraph" else step
 
 
 def _training_step(run: Callable[[Tensor], Any], model: nn.Module, x: Tensor) -> Callable[[], object]:

@@ -38,6 +38,10 @@ class ConversionWarning(UserWarning):
     """A conversion does something that its user may not expect (:attr:`surgery.Plan.notes`)."""
 
 
+class ExportWarning(UserWarning):
+    """A file is right, and slower than it could be in some engine."""
+
+
 class ExportError(SurgeryError):
     """A model cannot be written in another runtime's format, or the file computes something else."""
 

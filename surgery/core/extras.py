@@ -21,7 +21,7 @@ EXTRAS: dict[str, dict[str, str]] = {
         "psutil": "psutil",
     },
     "export": _EXPORT,
-    "openvino": {"openvino": "openvino", **_EXPORT},
+    "openvino": {**_EXPORT, "openvino": "openvino"},
 }
 
 

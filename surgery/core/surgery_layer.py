@@ -1,6 +1,6 @@
 """What a method's layer tells the rest of the package, so that nothing outside a method asks for its class."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,23 +69,28 @@ class SurgeryLayer(nn.Module):
         """
         return None
 
-    @classmethod
-    def arrange(cls, model: nn.Module, shape: Sequence[int]) -> None:
-        """Bring a network that is only exported, and has layers of this class, into a form that other runtimes like.
-
-        It computes the same in eval mode afterwards. Called once for each class, before its layers are lowered.
-
-        Args:
-            model: a copy that may be changed.
-            shape: (C, H, W) of an image.
-        """
-
     def lowered(self) -> nn.Module:
         """A module that computes the same in eval mode by plain PyTorch operators, which every exporter knows.
 
         The layer itself must not change; where its forward is made of such operators, it is its own lowered form.
         """
         return self
+
+    def specialised(self, observed: Tensor) -> "SurgeryLayer | None":
+        """A copy that computes the same, and less, for every input that :meth:`observe` saw; None where none is."""
+        return None
+
+    def squeeze_of_runs(self) -> nn.Conv2d | None:
+        """A 1×1 convolution with this layer's own parameters, where it reduces runs of neighbouring channels.
+
+        It stands in for the layer while channels are reordered (``surgery/deploy/interleaving.py``): what belongs to
+        an input or output channel of the layer belongs to that channel of the convolution. None: leave the layer.
+        """
+        return None
+
+    def with_chunks(self, conv: nn.Conv2d) -> "SurgeryLayer":
+        """A copy with the parameters of ``conv``, whose output i reduces the inputs i, i + C_out, i + 2·C_out, …"""
+        raise NotImplementedError(f"{type(self).__name__}.with_chunks()")
 
     def cost(self, inputs: Any, outputs: Any) -> OpCost:
         """Cost for one image.

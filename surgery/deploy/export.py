@@ -7,7 +7,7 @@ import os
 import tempfile
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,12 +18,14 @@ from tqdm import tqdm
 
 from surgery.core.atomic_file import write_atomically
 from surgery.core.checked_model import check_model, unwrapped
-from surgery.core.errors import ExportError, is_whole
-from surgery.core.surgery_layer import SurgeryLayer, replace_layers
+from surgery.core.errors import ExportError, ExportWarning, is_whole
+from surgery.core.surgery_layer import replace_layers
 from surgery.deploy.checking import DRAWS, TOLERANCE, DifferentOutputsError, Sample, check, sample
 from surgery.deploy.formats import LEAST_OPSET, Format, Labels, format_named, tensors_of
 from surgery.deploy.images import Images
+from surgery.deploy.interleaving import interleave
 from surgery.deploy.naming import output_names, preprocessing_metadata
+from surgery.deploy.one_branch import one_branch
 from surgery.graph import record
 from surgery.graph.input_size import InputSize
 
@@ -37,6 +39,7 @@ def export(
     batch_size: int | None = None,
     dynamic_size: bool | None = None,
     opset: int | None = None,
+    branches: Iterable[Tensor] | None = None,
     progress: bool = True,
 ) -> None:
     """Write a model, converted or not, to a file that runs without surgery, in eval mode.
@@ -54,6 +57,10 @@ def export(
         dynamic_size: whether the file accepts images of any height and width. Default: where the model permits it, else
             a warning says what is fixed; in AOTInductor packages not.
         opset: of ONNX; default: the exporter's.
+        branches: batches of images (N, C, H, W) as the model takes them, of those that the file will see. A layer that
+            chooses between two computations and made one choice on all of them is written with that one only, and the
+            file's metadata (``one_branch``) says so; on other images it may differ from the model. Default: all
+            computations are written. ONNX only.
         progress: show a line with the step that runs.
 
     Raises:
@@ -68,23 +75,20 @@ def export(
     target = Path(path)
     name, form = format_named(format, target)
     _check_choices(name, batch_size, dynamic_size, opset)
+    if branches is not None and name != "onnx":
+        raise ValueError(f"branches= belongs to format 'onnx', whose files can say so; this one is of format {name!r}")
     _check_place(target)
     frozen = _frozen_copy(model, form)
+    chosen = {} if branches is None else one_branch(frozen, branches, progress)
     wanted = form.any_size if dynamic_size is None else dynamic_size
     images = Images(record(frozen, input_size).input_shape, batch_size, wanted)
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"model{form.suffix}"
-        kind = _Kind(name, form, opset, preprocessing_metadata(model, images.shape))
+        kind = _Kind(name, form, opset, preprocessing_metadata(model, images.shape) | chosen)
         with tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=not progress) as bar:
             made = _Export(frozen, type(model).__name__, kind, file, bar)
             made.write([images] if dynamic_size or not wanted else [images, replace(images, any_size=False)])
         write_atomically(target, file.read_bytes())
-
-
-def arranged(model: nn.Module, shape: Sequence[int]) -> None:
-    """Let the classes of surgery layers bring a network, in place, into the form that other runtimes like."""
-    for layer in dict.fromkeys(type(module) for module in model.modules() if isinstance(module, SurgeryLayer)):
-        layer.arrange(model, shape)
 
 
 def lowered(model: nn.Module) -> nn.Module:
@@ -129,7 +133,7 @@ class _Export:
                 draws[images] = self._draws(images)
             except Exception as error:  # any forward may raise anything; all of it is reported below
                 failures[images] = error
-        arranged(self.frozen, choices[0].shape)
+        self._interleave(choices[0])
         self.frozen = lowered(self.frozen)
         for images, samples in draws.items():
             try:
@@ -149,6 +153,21 @@ class _Export:
             f"{self.model} cannot be exported to {self.kind.name} for images {choices[-1]}: {_reason(last)}"
             f"{self._advice()}"
         ) from last
+
+    def _interleave(self, images: Images) -> None:
+        """Let layers reduce chunks of channels instead of runs, for the engines that read ONNX."""
+        if self.kind.name != "onnx":
+            return
+        refused = interleave(self.frozen, images.shape).refused
+        if refused:
+            first, reason = next(iter(refused.items()))
+            warnings.warn(
+                f"{len(refused)} layer{'s' * (len(refused) > 1)} of {self.model} reduce runs of channels, which cannot "
+                f"be reordered here ({first}: {reason}): OpenVINO may run this file slower than the original's; time "
+                "it there (docs/export.md)",
+                ExportWarning,
+                stacklevel=4,
+            )
 
     def _draws(self, images: Images) -> list[list[Sample]]:
         return [sample(self.frozen, images.checked(), self.dtype, self.device, draw) for draw in range(DRAWS)]

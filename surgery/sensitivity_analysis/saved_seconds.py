@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from surgery.core.atomic_file import write_atomically
-from surgery.core.run_setting import Setting
-from surgery.deploy.engines import FILE_ENGINES, timed_in_turn
+from surgery.core.run_setting import FILE_MODES, Setting
+from surgery.deploy.engines import timed_in_turn
 from surgery.planning.candidate import Candidate
 from surgery.sensitivity_analysis.fitted_part import Part
 
@@ -38,7 +38,7 @@ class SavedSeconds:
 
     def wants(self, candidate: Candidate) -> bool:
         """Whether a candidate is timed; where each takes an export, of a pruning only one strength is."""
-        return self.setting.mode not in FILE_ENGINES or candidate.keep in (1.0, 0.5)
+        return self.setting.mode not in FILE_MODES or candidate.keep in (1.0, 0.5)
 
     def __call__(self, part: Part, changed: nn.Module) -> float:
         key = self._key(part, changed)

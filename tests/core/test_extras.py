@@ -10,6 +10,7 @@ import pytest
 
 from surgery.core.extras import EXTRAS
 
+LARGE = {"openvino"}  # 180 MB; tests that need it are skipped without it
 ROOT = Path(__file__).parents[2]
 HIDDEN = """
 import sys
@@ -111,4 +112,5 @@ def test_setup_asks_for_the_same(extra):
         return packages
 
     assert resolved(extra) == set(EXTRAS[extra].values())
-    assert resolved(extra) <= resolved("test")
+    if extra not in LARGE:
+        assert resolved(extra) <= resolved("test")

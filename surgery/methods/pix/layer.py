@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.fx
@@ -13,8 +12,7 @@ from surgery.core.errors import check_choice
 from surgery.core.norm_folding import norm_folded
 from surgery.core.surgery_layer import OpCost, SurgeryLayer
 from surgery.graph.kinds import STANDARDISED
-from surgery.methods.pix.arranging import arrange
-from surgery.methods.pix.lowering import ComposedPiX
+from surgery.methods.pix.lowering import HALF, ComposedPiX
 from surgery.methods.pix.ops import pix, pix_fuse, reference
 from surgery.methods.pix.ops.shapes import check_stride
 
@@ -208,13 +206,40 @@ class PiX(SurgeryLayer):
             layer.predictor_norm = None
         return layer
 
-    @classmethod
-    def arrange(cls, model: nn.Module, shape: Sequence[int]) -> None:
-        arrange(model, shape, cls)
-
     def lowered(self) -> ComposedPiX:
         """Reductions, a convolution and a choice between them."""
         return ComposedPiX(self)
+
+    @torch.no_grad()
+    def specialised(self, observed: Tensor) -> "PiX | None":
+        """A copy with one reduction, where every subset of every image has the same."""
+        if self.fusion != "threshold" or self.operator != "max+avg":
+            return None
+        bias = 0.0 if self.bias is None else self.bias.double()
+        p = reference.activate(observed @ self.weight.double().flatten(1).T + bias, self.activation)
+        has_max = p <= self.tau
+        if has_max.any() and not has_max.all():
+            return None
+        layer = copy.deepcopy(self)
+        layer.operator = "max" if has_max.any() else "avg"
+        return layer
+
+    def squeeze_of_runs(self) -> nn.Conv2d | None:
+        """The predictor, at the layer's stride. Of half floats the sums of chunks overflow where means do not."""
+        if self.grouping != "contiguous" or self.input_norm is not None or self.weight.dtype in HALF:
+            return None
+        layer = self.folded() or self
+        has_bias = layer.bias is not None
+        conv = nn.Conv2d(layer.in_channels, layer.out_channels, 1, layer.stride, bias=has_bias)
+        conv.weight, conv.bias = layer.weight, layer.bias
+        return conv.train(self.training)
+
+    def with_chunks(self, conv: nn.Conv2d) -> "PiX":
+        layer = copy.deepcopy(self.folded() or self)
+        layer.weight, layer.bias, layer.grouping = nn.Parameter(conv.weight), None, "strided"
+        if conv.bias is not None:
+            layer.bias = nn.Parameter(conv.bias)
+        return layer
 
     def cost(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> OpCost:
         """PiX supplement D.4 (with C.6's ζ − 1): pooling, predictor, activation, fusion on the strided grid."""

@@ -1,7 +1,8 @@
 """A PiX layer as plain operators that every exporter knows, for a copy of the model that is only exported.
 
-Which operators is measured (``benchmarks/onnx_pix.py``): a contiguous subset is a run in memory, where a reduction over
-a reshaped axis is cheapest; a strided one is not, and becomes whole chunks of channels, compared and added elementwise.
+What is fastest was measured (``benchmarks/onnx_pix.py``): subsets with a stride become chunks of channels, compared
+and added elementwise, which engines do fastest. A contiguous subset is a run in memory, reduced over a reshaped axis;
+``surgery.export`` reorders channels first so that there are none, where it can (``surgery/deploy/interleaving.py``).
 """
 
 import functools
@@ -31,6 +32,7 @@ class ComposedPiX(nn.Module):
         even = pix.in_channels % pix.out_channels == 0
         # sums of half floats overflow where their mean does not, so there the reduction stays one operator
         self.in_chunks = self.grouping == "strided" and even and self.weight.dtype not in HALF
+        self.divisor = pix.in_channels // pix.out_channels if self.in_chunks else 1
 
     def forward(self, x: Tensor) -> Tensor:
         if self.input_norm is not None:
@@ -38,18 +40,15 @@ class ComposedPiX(nn.Module):
         p = self._predict(x)
         x = reference.strided(x, self.stride)
         if self.operator == "avg":
-            return p * self._mean(x)
+            return p / self.divisor * self._total(x)
         extreme = self._extreme(x)
         if self.operator != "max+avg":
             return p * extreme
         if self.fusion == "weighted":
-            return p * extreme + (1 - p) * self._mean(x)
-        picks = p <= self.tau
-        if self.in_chunks:  # a sum in place of the mean: its division is of p, which is small
-            scale = torch.where(picks, p, p * (self.subsets / x.shape[1]))
-            return scale * torch.where(picks, extreme, self._sum(x))
+            return p * extreme + (1 - p) / self.divisor * self._total(x)
+        has_max = p <= self.tau
         # one product with what is chosen, not two products with 0 and 1: 0 · inf is NaN
-        return p * torch.where(picks, extreme, self._mean(x))
+        return torch.where(has_max, p, p / self.divisor) * torch.where(has_max, extreme, self._total(x))
 
     def _predict(self, x: Tensor) -> Tensor:
         """p as (N, subsets, 1, 1)."""
@@ -65,11 +64,8 @@ class ComposedPiX(nn.Module):
         groups, _ = reference.split_subsets(x, self.subsets, self.grouping)
         return groups.amin(2) if least else groups.amax(2)
 
-    def _mean(self, x: Tensor) -> Tensor:
+    def _total(self, x: Tensor) -> Tensor:
+        """``divisor`` times the mean: dividing p is less work than dividing a map."""
         if self.in_chunks:
-            return self._sum(x) * (self.subsets / x.shape[1])
+            return functools.reduce(torch.add, x.split(self.subsets, 1))
         return reference.subset_mean(*reference.split_subsets(x, self.subsets, self.grouping))
-
-    def _sum(self, x: Tensor) -> Tensor:
-        """Of each strided subset, chunk by chunk."""
-        return functools.reduce(torch.add, x.split(self.subsets, 1))
