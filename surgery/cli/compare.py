@@ -1,4 +1,4 @@
-"""``compare``: all methods at one budget, with equal controls."""
+"""``compare``: methods at one budget, with equal controls."""
 
 import argparse
 import signal
@@ -16,13 +16,12 @@ from surgery.training.shipped_recipes import find_recipe
 if TYPE_CHECKING:
     from surgery.training.recipe import Recipe
 
-METHODS = "pix,dwp,sfvr,l1,taylor,random,resolution"
 INTERRUPTED, TERMINATED = 130, 143
 SOME_FAILED = 1
 DESCRIPTION = """\
 Compare methods at one budget: the same images, fine-tuning and seeds, beside the original trained as long.
 
-    {prog} RECIPE --methods pix,l1,resolution --macs 0.77,0.5 --budgets 0,0.05 --seeds 3 --output FOLDER [key=value ...]
+    {prog} RECIPE --methods dwp,l1,resolution --macs 0.77,0.5 --budgets 0,0.05 --seeds 3 --output FOLDER [key=value ...]
 
 The recipe's network is trained once (or is --original FILE). A method with an option macs gets the budget by it, others
 by how many of their sites they take, or by zeta; resolution is the original on smaller images. FOLDER receives
@@ -53,7 +52,12 @@ def parser(prog: str) -> argparse.ArgumentParser:
     )
     line.add_argument("recipe", help="a YAML file, or the name of a recipe that comes with surgery")
     line.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace the recipe's")
-    line.add_argument("--methods", type=_names, default=METHODS, metavar="NAMES", help=f"default: {METHODS}")
+    line.add_argument(
+        "--methods",
+        type=_names,
+        metavar="NAMES",
+        help="such as dwp,l1,resolution (default: resolution and all there are)",
+    )
     line.add_argument(
         "--macs", type=_numbers, default="0.77", metavar="SHARES", help="of the original's MACs: 0.77,0.5"
     )
@@ -89,11 +93,15 @@ def _numbers(text: str) -> list[float]:
 
 def _compare(args: argparse.Namespace) -> int:
     import_user_modules(args.imports)
-    from surgery.comparison.comparing import Comparison, compare  # all that trains takes seconds to import
+    from surgery.comparison.comparing import (
+        Comparison,
+        compare,
+        every_method,
+    )  # all that trains takes seconds to import
     from surgery.comparison.latency import LatencySettings
     from surgery.training import load_recipe
 
-    comparison = Comparison(args.methods, args.macs, args.budgets, args.seeds, args.jobs)
+    comparison = Comparison(args.methods or every_method(), args.macs, args.budgets, args.seeds, args.jobs)
     latency = LatencySettings(args.batch, args.threads, args.seconds)
     recipe = load_recipe(find_recipe(args.recipe), [*args.settings, *_imports(args.imports)])
     compared = compare(recipe, args.output, comparison, latency, args.original)

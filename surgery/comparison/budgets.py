@@ -1,6 +1,9 @@
 """How a method comes to a budget: by its own option, by how many sites it takes, by its ratio, by the image size."""
 
+import bisect
 import dataclasses
+import functools
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 import surgery
-from surgery.core.errors import SurgeryError
+from surgery.core.errors import ConversionWarning, SurgeryError
 from surgery.planning.plan import SHARES
 from surgery.planning.registry import method_named
 from surgery.training.datasets import open_dataset
@@ -17,6 +20,7 @@ from surgery.training.recipe import Recipe
 
 TOLERANCE = 0.02  # of the original's MACs; what ends further from its budget is marked
 MOST_ZETA = 64
+WHOLE = "all sites at their own ratio"
 STEPS = 1000  # into which the original's MACs are divided where sites are chosen
 
 
@@ -62,8 +66,9 @@ class _Search:
     ) -> None:
         self.original, self.method, self.options = original, method, options
         self.size = (3, recipe.data.image_size, recipe.data.image_size)
+        modes = getattr(method_named(method).Config, "modes", tuple)()
         self.zeta = recipe.surgery.zeta if "zeta" in fields else None
-        self.mode = recipe.surgery.mode if "mode" in fields else None
+        self.mode = recipe.surgery.mode if recipe.surgery.mode in modes else None
         self.has_zeta = "zeta" in fields
         own = dataclasses.replace(recipe, surgery=dataclasses.replace(recipe.surgery, method=method))
         self.images = evidence_images(own, open_dataset(recipe.data).train, recipe.seed)
@@ -74,7 +79,7 @@ class _Search:
         if whole > budget + TOLERANCE and self.has_zeta:
             return self._by_zeta(budget, whole)
         if whole >= budget - TOLERANCE:
-            return self._made("all sites at their own ratio", self.zeta, self.options)
+            return self._made(WHOLE, self.zeta, self.options)
         return self._by_sites(budget)
 
     def _arguments(self, zeta: Any, options: dict[str, Any]) -> dict[str, Any]:
@@ -84,7 +89,9 @@ class _Search:
 
     def _share(self, zeta: Any, **options: Any) -> float:
         arguments = self._arguments(zeta, {**self.options, **options})
-        converted = surgery.convert(self.original, self.method, strict=True, match=False, **arguments)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConversionWarning)  # of a trial
+            converted = surgery.convert(self.original, self.method, strict=True, match=False, **arguments)
         return surgery.cost(converted, self.size).macs / self.total
 
     def _made(self, how: str, zeta: Any, options: dict[str, Any]) -> BudgetSettings:
@@ -92,18 +99,22 @@ class _Search:
 
     def _by_zeta(self, budget: float, whole: float) -> BudgetSettings:
         """The whole number for which the network's own ratio is raised until it is as narrow as the budget asks."""
-        reached = {self.zeta: whole}
-        first = self.zeta + 1 if isinstance(self.zeta, int) else 2
-        for zeta in tqdm(range(first, MOST_ZETA + 1), f"zeta of {self.method}", leave=False):
-            try:
-                reached[zeta] = self._share(zeta=zeta)
-            except (SurgeryError, ValueError):  # too narrow for some layer
-                break
-            if reached[zeta] <= budget:
-                break
-        best = min(reached, key=lambda zeta: abs(reached[zeta] - budget))
-        how = "all sites at their own ratio" if reached[best] == whole else f"all sites, zeta={best}"
-        return self._made(how, self.zeta if reached[best] == whole else best, self.options)
+        first = self.zeta if isinstance(self.zeta, int) else 1
+        share = functools.cache(lambda zeta: whole if zeta == first else self._share_or_none(zeta))
+        target = max(budget, share(MOST_ZETA))
+        zetas = range(first, MOST_ZETA + 1)  # shares fall, in steps
+        position = bisect.bisect_left(zetas, -target, key=lambda zeta: -share(zeta))
+        best = min(zetas[max(0, position - 1) : position + 1], key=lambda zeta: (abs(share(zeta) - budget), zeta))
+        if best == first:
+            return self._made(WHOLE, self.zeta, self.options)
+        return self._made(f"all sites, zeta={best}", best, self.options)
+
+    def _share_or_none(self, zeta: int) -> float:
+        """0 where the network would become too narrow for some layer."""
+        try:
+            return self._share(zeta=zeta)
+        except (SurgeryError, ValueError):
+            return 0.0
 
     def _by_sites(self, budget: float) -> BudgetSettings:
         planned = surgery.plan(self.original, self.method, **self._arguments(self.zeta, self.options))

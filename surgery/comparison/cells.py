@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from surgery.comparison.budgets import BudgetSettings
 from surgery.core.atomic_file import write_atomically
+from surgery.planning.registry import method_named
 from surgery.training.recipe import Recipe, RecipeError, TrainSettings
 from surgery.training.recipe_sections import SurgerySettings
 
@@ -137,15 +138,17 @@ def variant_cell(recipe: Recipe, folder: Path, original: Path, variant: Variant,
         baseline=TrainSettings(epochs=0),
         finetune=dataclasses.replace(tuning, epochs=epochs, warmup_epochs=warmup),
         data=dataclasses.replace(recipe.data, image_size=variant.settings.image_size or recipe.data.image_size),
-        surgery=_surgery(recipe, variant),
+        surgery=_surgery(recipe, variant, seed),
     )
     return Cell(name, "original" if variant.method in (CONTROL, RESOLUTION) else "surgery", changed)
 
 
-def _surgery(recipe: Recipe, variant: Variant) -> SurgerySettings:
+def _surgery(recipe: Recipe, variant: Variant, seed: int) -> SurgerySettings:
     if variant.method in (CONTROL, RESOLUTION):
         return SurgerySettings()
     settings = variant.settings
+    draws = any(field.name == "seed" for field in dataclasses.fields(method_named(variant.method).Config))
+    options = {**settings.options, "seed": seed} if draws else dict(settings.options)
     return dataclasses.replace(
-        recipe.surgery, method=variant.method, zeta=settings.zeta, mode=settings.mode, options=dict(settings.options)
+        recipe.surgery, method=variant.method, zeta=settings.zeta, mode=settings.mode, options=options
     )

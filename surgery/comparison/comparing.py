@@ -21,6 +21,11 @@ from surgery.planning.registry import methods as registered
 from surgery.training.recipe import Recipe, RecipeError
 
 
+def every_method() -> list[str]:
+    """What can be compared."""
+    return [*registered(), RESOLUTION]
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What is compared.
@@ -44,7 +49,7 @@ class Comparison:
 
     def __post_init__(self) -> None:
         for name in self.methods:
-            check_choice("--methods", name, [*registered(), RESOLUTION])
+            check_choice("--methods", name, every_method())
         for budget in self.macs:
             if not 0 < budget < 1:
                 raise ValueError(f"--macs {budget:g}: a share of the original's MACs, above 0 and below 1, is needed")

@@ -24,6 +24,13 @@ class LatencySettings:
     threads: int = 1
     seconds: float = 3.0
 
+    def __post_init__(self) -> None:
+        for option, number in (("batch", self.batch), ("threads", self.threads)):
+            if number < 1:
+                raise ValueError(f"--{option} {number}: 1 or more is needed")
+        if not 0 <= self.seconds < float("inf"):
+            raise ValueError(f"--seconds {self.seconds:g}: 0 or more is needed")
+
 
 class Latencies:
     """Ratios that are measured once and kept in a file, with how they were measured."""

@@ -1,10 +1,10 @@
 """Figures of papers, to be read beside ours: their networks, images and trainings are others."""
 
+import json
 from dataclasses import dataclass
+from importlib import resources
 
 from surgery.core.table import table
-
-FACS = "FACS and PiX papers"
 
 
 @dataclass(frozen=True)
@@ -24,20 +24,15 @@ class Published:
     source: str
 
 
-PUBLISHED = (
-    Published("pix", "resnet50", "cifar10", (95.57, 95.67), None, f"{FACS}, transfer, 200 epochs"),
-    Published("pix", "resnet50", "cifar100", (81.60, 82.22), None, f"{FACS}, transfer, 200 epochs"),
-    Published("pix", "resnet50", "imagenet", (76.30, 76.77), (4.12, 3.18), f"{FACS}, 120 epochs from scratch"),
-    Published("pix", "resnet101", "imagenet", (77.21, 77.96), (7.85, 6.05), f"{FACS}, 120 epochs from scratch"),
-    Published("pix", "resnet152", "imagenet", (77.78, 78.12), (11.58, 8.91), f"{FACS}, 120 epochs from scratch"),
-    Published("pix", "mobilenetv2_100", "imagenet", (71.80, 71.13), (0.32, 0.25), f"{FACS}, 120 epochs from scratch"),
-    Published("dwp", "resnet50", "imagenet", (76.30, 74.62), None, f"{FACS}, Table 2"),
-)
+def published() -> list[Published]:
+    """What ``published.json`` holds."""
+    text = resources.files("surgery.comparison").joinpath("published.json").read_text()
+    return [Published(**row) for row in json.loads(text)]
 
 
 def published_text(network: str, data: str) -> str:
     """What papers report of the methods, what is of the same network and dataset first and marked."""
-    ordered = sorted(PUBLISHED, key=lambda row: not _same(row, network, data))
+    ordered = sorted(published(), key=lambda row: not _same(row, network, data))
     cells = [
         (
             row.method,

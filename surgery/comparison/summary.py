@@ -113,8 +113,9 @@ def _cells(row: Row, control: float | None) -> tuple[str, ...]:
 
 def notes(rows: Sequence[Row], seeds: int, failed: dict[str, str]) -> list[str]:
     """What a reader of the table must know."""
+    over = "1 seed" if seeds == 1 else f"{seeds} seeds"
     lines = [
-        f"accuracies in percent, mean ± standard deviation over {seeds} seeds; time: of a forward ÷ the original's; "
+        f"accuracies in percent, mean ± standard deviation over {over}; time: of a forward ÷ the original's; "
         "control: the original, trained as long"
     ]
     if any(row.off_budget for row in rows):
