@@ -23,7 +23,7 @@ def compare(folder, *more):
     return main(["compare", "quickstart", "--output", str(folder), "--seconds", "0.01", *more, *LIGHT])
 
 
-METHODS = ["--methods", "dwp,l1,resolution", "--macs", "0.85", "--budgets", "0,1"]
+METHODS = ["--methods", "dwp,l1,resolution", "--macs", "0.95", "--budgets", "0,1"]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_every_method_and_the_control_before_and_after_training(finished):
         assert len(row["calibrated"]) == (method in ("dwp", "l1"))
         assert row["time"][0] > 0
     assert by_method["control", 0]["share"] == 1
-    assert by_method["l1", 1]["share"] == pytest.approx(0.85, abs=0.02)
+    assert by_method["l1", 1]["share"] == pytest.approx(0.95, abs=0.02)
     assert by_method["resolution", 1]["variant"]["settings"]["image_size"] < 16
     assert by_method["control", 0]["surgery"] == by_method["control", 1]["surgery"]
 
@@ -55,18 +55,20 @@ def test_every_method_and_the_control_before_and_after_training(finished):
 def test_table_and_plots_are_written(finished):
     text = (finished / "comparison.md").read_text()
     assert len(re.findall(r"^\| (?:control|dwp|l1|resolution)", text, re.MULTILINE)) == 8
+    off = [line for line in text.splitlines() if "*)" in line]
+    assert len(off) == sum(abs(row["share"] - row["variant"]["budget"]) > 0.02 for row in rows(finished).values()) > 0
     for name in ("accuracy_macs.png", "accuracy_time.png"):
         assert (finished / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_is_finished_is_not_run_again_and_what_is_not_is(finished, capsys):
     cells = finished / "cells"
-    (cells / "l1-0.85-e1-s0" / "results.json").unlink()
+    (cells / "l1-0.95-e1-s0" / "results.json").unlink()
     before = {path: path.stat().st_mtime_ns for path in cells.glob("*/m.safetensors")}
     table = rows(finished)
     assert compare(finished, *METHODS) == 0
     again = {path.parent.name for path, time in before.items() if path.stat().st_mtime_ns != time}
-    assert again == {"l1-0.85-e1-s0"}
+    assert again == {"l1-0.95-e1-s0"}
     assert rows(finished)["l1", 1]["tuned"] == table["l1", 1]["tuned"]
     assert "control" in capsys.readouterr().out
 
@@ -86,13 +88,6 @@ def test_a_cell_that_fails_stops_no_other_and_is_reported(finished, capsys):
     assert ("resolution", 1) in rows(finished) and ("l1", 1) not in rows(finished)
 
 
-def test_a_method_that_cannot_come_to_a_budget_is_listed_with_what_it_reaches(finished, capsys):
-    assert compare(finished, "--methods", "dwp", "--macs", "0.3", "--budgets", "0") == 0
-    row = rows(finished)["dwp", 0]
-    assert row["share"] > 0.32
-    assert f"({row['share']:.3f}*)" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -106,8 +101,8 @@ def test_a_method_that_cannot_come_to_a_budget_is_listed_with_what_it_reaches(fi
         (["--seeds", "0"], "--seeds 0: 1 or more"),
         (["--jobs", "0"], "--jobs 0: 1 or more"),
         (["--batch", "0"], "--batch 0: 1 or more"),
-        (["--original", "none.safetensors"], "none.safetensors"),
-        (["finetune.epoch=3"], "finetune.epoch"),
+        (["--budgets", "0", "--original", "none.safetensors"], "none.safetensors"),
+        (["finetune.epoch=3"], "in finetune: recipe key='epoch'"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, options, message):
