@@ -37,7 +37,7 @@ def test_a_method_with_an_option_gets_it_and_keeps_what_is_for_it(original):
     assert settings.zeta is None
 
 
-@pytest.mark.parametrize("budget", [0.9, 0.6])
+@pytest.mark.parametrize("budget", [0.9, pytest.param(0.6, marks=pytest.mark.slow)])
 def test_a_method_without_one_comes_near_by_sites_or_by_zeta(original, budget):
     recipe = load_recipe(find_recipe("quickstart"))
     settings = method_budget(recipe, original, "dwp", budget)
