@@ -10,20 +10,17 @@ was stopped. With --jobs N, N runs go on at a time, each logged beside its folde
 """
 
 import argparse
-import contextlib
 import dataclasses
 import json
-import multiprocessing
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from surgery.comparison.cells import Cell
+from surgery.comparison.running import run_cells
 from surgery.core.atomic_file import write_atomically
-from surgery.training import Recipe, load_recipe, run
+from surgery.training import Recipe, load_recipe
 from surgery.training.outcome import Measured, curve_points, draw_runs, write_figure
 from surgery.training.recipe import RecipeError
 
@@ -36,7 +33,6 @@ VARIANTS: dict[str, list[str]] = {
     "converted": [*NAIVE, *LABELS, "control=true"],
     "scratch": [*NAIVE, *LABELS, "control=true"],
 }
-ALIKE = ("threads", "fresh")  # they do not change what is learnt
 COLOURS = {  # of a variant and of its control: tab20's pairs, dark and light
     "scratch": ("#7f7f7f", "#c7c7c7"),
     "converted": ("#d62728", "#ff9896"),
@@ -54,12 +50,13 @@ def main(arguments: list[str] | None = None) -> int:
         budgets = [_epochs(recipe, share) for share in args.budgets]
         original = _train(args, settings)
         kinds = [(name, epochs) for epochs in sorted(budgets, reverse=True) for name in VARIANTS]
-        outcomes = _run_all(args.jobs, _variant, [(args, settings, recipe, original, *kind) for kind in kinds])
-        results = {(name, epochs): outcomes[kinds.index((name, epochs))] for epochs in budgets for name in VARIANTS}
+        cells = {kind: _variant(args, settings, recipe, original, *kind) for kind in kinds}
+        _run_all(list(cells.values()), args.jobs)
+        results = {(name, epochs): cells[name, epochs].read() for epochs in budgets for name in VARIANTS}
     except KeyboardInterrupt as stopped:
         print(f"\n{str(stopped) or 'stopped'}; the same command goes on from the last state", file=sys.stderr)
         return getattr(stopped, "status", 130)
-    except (RecipeError, OSError, BrokenExecutor) as error:
+    except (RecipeError, OSError) as error:
         print(f"recovery.py: {error}", file=sys.stderr)
         return 2
     text = _markdown(results, budgets, recipe)
@@ -78,61 +75,35 @@ def _epochs(recipe: Recipe, share: float) -> int:
 
 def _train(args: argparse.Namespace, settings: list[str]) -> Path:
     """The original, trained once; also surgery and calibration without any training, for all seeds."""
-    _run(args, "original", [*settings, "finetune.epochs=0"])
-    return args.output / "original" / "baseline.safetensors"
+    cell = _cell(args, "original", [*settings, "finetune.epochs=0"])
+    _run_all([cell], 1)
+    return cell.folder / "baseline.safetensors"
 
 
 def _variant(
     args: argparse.Namespace, settings: list[str], recipe: Recipe, original: Path, name: str, epochs: int
-) -> dict[str, Any]:
+) -> Cell:
     start = [f"model.checkpoint={original}", "baseline.epochs=0"]
     if name == "scratch":
         trained = dataclasses.asdict(recipe.baseline)
         start = ["baseline.epochs=0", *(f"finetune.{key}={json.dumps(value)}" for key, value in trained.items())]
-    return _run(args, _folder(name, epochs), [*settings, *start, *VARIANTS[name], f"finetune.epochs={epochs}"])
+    return _cell(args, _folder(name, epochs), [*settings, *start, *VARIANTS[name], f"finetune.epochs={epochs}"])
 
 
-def _run_all(jobs: int, run: Callable[..., dict[str, Any]], tasks: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
-    """``run(*task)`` for each task, ``jobs`` at a time; those that take longest stand first."""
-    if jobs == 1:
-        return [run(*task) for task in tasks]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
-        futures = [pool.submit(_logged, run, task) for task in tasks]
-        try:
-            for future in tqdm(as_completed(futures), "runs", len(futures), unit="run", smoothing=0):
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [future.result() for future in futures]
-
-
-def _logged(run: Callable[..., dict[str, Any]], task: tuple[Any, ...]) -> dict[str, Any]:
-    """Runs at a time would write over each other's bars: each writes into a file of its own."""
-    args, *_, name, epochs = task
-    log = args.output / f"{_folder(name, epochs)}.log"
-    with log.open("w") as lines, contextlib.redirect_stdout(lines), contextlib.redirect_stderr(lines):
-        return run(*task)
+def _run_all(cells: Sequence[Cell], jobs: int) -> None:
+    """Those that take longest stand first."""
+    failed = run_cells(cells, jobs)
+    if failed:
+        raise RecipeError("; ".join(f"{name}: {error}" for name, error in failed.items()))
 
 
 def _folder(name: str, epochs: int) -> str:
     return f"{name.replace(', ', '-')}-{epochs}"
 
 
-def _run(args: argparse.Namespace, name: str, settings: list[str]) -> dict[str, Any]:
-    """One recipe in a folder of its own; read from there where it is done already with these settings."""
-    output = args.output / name
-    recipe = load_recipe(args.recipe, [*settings, f"output={output}"])
-    results = output / "results.json"
-    if results.exists():
-        done = json.loads(results.read_text())
-        current_recipe = json.loads(json.dumps(recipe.to_dict()))
-        if done["recipe"] | dict.fromkeys(ALIKE) == current_recipe | dict.fromkeys(ALIKE):
-            return done
-    print(f"\n== {name}")
-    run(recipe)
-    return json.loads(results.read_text())
+def _cell(args: argparse.Namespace, name: str, settings: list[str]) -> Cell:
+    """One recipe in a folder of its own."""
+    return Cell(name, "surgery", load_recipe(args.recipe, [*settings, f"output={args.output / name}"]))
 
 
 def _markdown(results: dict[tuple[str, int], dict[str, Any]], budgets: list[int], recipe: Recipe) -> str:

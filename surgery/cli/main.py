@@ -1,4 +1,4 @@
-"""The command line, ``python -m surgery COMMAND``; :data:`COMMANDS` has them all but ``finetune``."""
+"""The command line, ``python -m surgery COMMAND``; :data:`COMMANDS` has all but ``finetune`` and ``compare``."""
 
 import argparse
 import sys
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from surgery.cli.bench import add_bench
+from surgery.cli.compare import main as compare
 from surgery.cli.convert import add_convert
 from surgery.cli.evaluate import add_eval, add_predict
 from surgery.cli.export import add_export
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command_line = list(sys.argv[1:] if arguments is None else arguments)
     if command_line[:1] == ["finetune"]:  # settings come before and after its options, which no subcommand permits
         return finetune(command_line[1:], f"{PROGRAM} finetune")
+    if command_line[:1] == ["compare"]:
+        return compare(command_line[1:], f"{PROGRAM} compare")
     args = parser().parse_args(command_line)
     args.command_line = command_line
     try:
@@ -75,4 +78,5 @@ def parser() -> argparse.ArgumentParser:
     for name, summary, add_options in COMMANDS:
         add_options(commands.add_parser(name, help=summary))
     commands.add_parser("finetune", add_help=False, help="what finetune.py does: convert and fine-tune by a recipe")
+    commands.add_parser("compare", add_help=False, help="methods at one budget, trained alike, beside equal controls")
     return program

@@ -1,0 +1,1 @@
+"""All methods at one budget: the same images, the same fine-tuning, the same seeds, and equal controls."""

@@ -1,0 +1,196 @@
+"""The whole comparison: baseline, budgets, cells, times, table and plots."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from tqdm import tqdm
+
+import surgery
+from surgery.comparison.budgets import BudgetSettings, method_budget, resolution_budget
+from surgery.comparison.cells import CONTROL, RESOLUTION, Cell, Variant, baseline_cell, variant_cell
+from surgery.comparison.latency import Latencies, LatencySettings
+from surgery.comparison.plot import plot_macs, plot_time
+from surgery.comparison.running import run_cells
+from surgery.comparison.summary import Row, as_markdown, as_text, make_row, notes, write_json
+from surgery.core.atomic_file import write_atomically
+from surgery.core.errors import SurgeryError, check_choice, described
+from surgery.planning.registry import methods as registered
+from surgery.training.recipe import Recipe, RecipeError
+
+
+def every_method() -> list[str]:
+    """What can be compared."""
+    return [*registered(), RESOLUTION]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+        methods: names of registered ones, and ``resolution``.
+        macs: budgets, shares of the original's MACs, above 0 and below 1.
+        shares: lengths of the fine-tuning, as shares of ``baseline.epochs``; 0: none.
+        seeds: how many, from the recipe's on.
+        jobs: cells at a time.
+
+    Raises:
+        ValueError: naming the option, its value and what would be accepted.
+    """
+
+    methods: Sequence[str]
+    macs: Sequence[float]
+    shares: Sequence[float] = (0.0,)
+    seeds: int = 1
+    jobs: int = 1
+
+    def __post_init__(self) -> None:
+        for name in self.methods:
+            check_choice("--methods", name, every_method())
+        for budget in self.macs:
+            if not 0 < budget < 1:
+                raise ValueError(f"--macs {budget:g}: a share of the original's MACs, above 0 and below 1, is needed")
+        for share in self.shares:
+            if not 0 <= share <= 100:
+                raise ValueError(f"--budgets {share:g}: a share of baseline.epochs, from 0 to 100, is needed")
+        for option, value in (("methods", self.methods), ("macs", self.macs), ("budgets", self.shares)):
+            if not value or len(set(value)) < len(value):
+                raise ValueError(f"--{option} {','.join(map(str, value))}: one or more, none twice, are needed")
+        for option, number in (("seeds", self.seeds), ("jobs", self.jobs)):
+            if number < 1:
+                raise ValueError(f"--{option} {number}: 1 or more is needed")
+
+    def epochs(self, recipe: Recipe) -> list[int]:
+        """Of the fine-tunings, shortest first.
+
+        Raises:
+            RecipeError: a share is less than one epoch.
+        """
+        return sorted({_epochs(recipe, share) for share in self.shares})
+
+
+def _epochs(recipe: Recipe, share: float) -> int:
+    epochs = round(share * recipe.baseline.epochs)
+    if share and not epochs:
+        raise RecipeError(f"--budgets {share:g}: less than one of baseline.epochs={recipe.baseline.epochs}")
+    return epochs
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What has been found out; ``failed`` holds errors by the names of cells and variants."""
+
+    rows: list[Row]
+    seeds: int
+    failed: dict[str, str]
+
+    def __str__(self) -> str:
+        return "\n".join([as_text(self.rows), "", *notes(self.rows, self.seeds, self.failed)])
+
+
+def compare(
+    recipe: Recipe, folder: Path, comparison: Comparison, latency: LatencySettings, original: str | None = None
+) -> Compared:
+    """Run what is not there yet, and write results.json, comparison.md and two plots to ``folder``.
+
+    Args:
+        recipe: of the original, its images, and the fine-tuning that all variants get.
+        original: a file that surgery wrote, in place of the baseline's training.
+
+    Raises:
+        RecipeError, SurgeryError, ValueError, OSError: nothing can be compared, or ``folder`` holds other settings.
+        KeyboardInterrupt: the same call goes on.
+    """
+    lengths = comparison.epochs(recipe)
+    recipe = _with_original(recipe, original)
+    baseline = baseline_cell(recipe, folder)
+    failed = run_cells([baseline], 1 if baseline.finished else comparison.jobs)
+    if failed:
+        raise RecipeError(f"the original failed: {failed['baseline']} ({baseline.log})")
+    network = baseline.folder / "m.safetensors"
+    variants, failed = _variants(recipe, surgery.load(network), comparison)
+    jobs = {
+        (variant.name, epochs): [
+            variant_cell(recipe, folder, network, variant, (seed, epochs))
+            for seed in range(recipe.seed, recipe.seed + comparison.seeds)
+        ]
+        for epochs in _trained_lengths(lengths)
+        for variant in variants
+    }
+    failed |= run_cells([cell for cells in jobs.values() for cell in cells], comparison.jobs)
+    latencies = Latencies(folder / "latency.json", latency)
+    rows = list(_rows(variants, lengths, jobs, baseline, latencies))
+    compared = Compared(rows, comparison.seeds, failed)
+    _write(folder, compared, recipe, latency)
+    return compared
+
+
+def _with_original(recipe: Recipe, original: str | None) -> Recipe:
+    if original is None:
+        return recipe
+    values: dict[str, Any] = recipe.to_dict()
+    values["model"] |= {"checkpoint": original, "weights": None, "pretrained": False, "kwargs": {}}
+    values["baseline"] |= {"epochs": 0}
+    return Recipe(**values)
+
+
+def _trained_lengths(lengths: Sequence[int]) -> Sequence[int]:
+    """A longer fine-tuning's cells say what there was before it."""
+    return [epochs for epochs in lengths if epochs] or lengths
+
+
+def _variants(recipe: Recipe, original: nn.Module, comparison: Comparison) -> tuple[list[Variant], dict[str, str]]:
+    """The control and every method at every budget; with the errors of those that cannot be."""
+    variants, failed = [Variant(CONTROL, 1.0, BudgetSettings("the original"))], {}
+    wanted = [(method, budget) for budget in comparison.macs for method in comparison.methods]
+    for method, budget in tqdm(wanted, "budgets", leave=False):
+        try:
+            settings = (
+                resolution_budget(recipe, original, budget)
+                if method == RESOLUTION
+                else method_budget(recipe, original, method, budget)
+            )
+            variants.append(Variant(method, budget, settings))
+        except (SurgeryError, ValueError, TypeError) as error:
+            failed[f"{method}-{budget:g}"] = described(error)
+    return variants, failed
+
+
+def _rows(
+    variants: Sequence[Variant],
+    lengths: Sequence[int],
+    jobs: dict[tuple[str, int], list[Cell]],
+    baseline: Cell,
+    latencies: Latencies,
+) -> Iterable[Row]:
+    original = baseline.read()["rows"][-1]
+    trained = _trained_lengths(lengths)
+    for epochs in lengths:
+        for variant in variants:
+            cells = [cell for cell in jobs[variant.name, epochs or trained[0]] if cell.finished]
+            if cells:
+                time = _time(variant, cells[0], baseline, latencies)
+                yield make_row(variant, epochs, [cell.read() for cell in cells], original, time)
+
+
+def _time(variant: Variant, cell: Cell, baseline: Cell, latencies: Latencies) -> tuple[float, float, float] | None:
+    if variant.method == CONTROL:
+        return (1.0, 1.0, 1.0)
+    sides = cell.recipe.data.image_size, baseline.recipe.data.image_size
+    files = cell.folder / "m.safetensors", baseline.folder / "m.safetensors"
+    return latencies.ratio(variant.name, *files, sides)
+
+
+def _write(folder: Path, compared: Compared, recipe: Recipe, latency: LatencySettings) -> None:
+    """The files of a comparison."""
+    rows = compared.rows
+    title = f"{recipe.model.checkpoint or recipe.model.name} on {recipe.data.name}, {compared.seeds} seeds"
+    listed = "\n".join(f"- {note}" for note in notes(rows, compared.seeds, compared.failed))
+    write_atomically(folder / "comparison.md", f"{title}\n\n{as_markdown(rows)}\n\n{listed}\n".encode())
+    more = {"recipe": recipe.to_dict(), "latency": vars(latency)}
+    write_json(folder / "results.json", rows, compared.failed, **more)
+    plot_macs(folder / "accuracy_macs.png", rows, title)
+    plot_time(folder / "accuracy_time.png", rows, title)
