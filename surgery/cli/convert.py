@@ -12,6 +12,8 @@ from surgery.cli.model_options import add_model_options, build_model, warn_of_ra
 from surgery.cli.surgery_options import add_surgery_options, surgery_arguments
 from surgery.core.extras import check_extra
 from surgery.core.table import si, table
+from surgery.graph.skeleton import copied
+from surgery.mimicry import MimicrySettings
 
 
 def add_convert(command: argparse.ArgumentParser) -> None:
@@ -32,21 +34,27 @@ def add_convert(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--calibration-images", type=int, metavar="N", help="how many (default: 1024 of a folder, 256 synthetic ones)"
     )
+    command.add_argument(
+        "--mimic",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="after calibration, so many gradient steps towards the original on the same images (docs/recovery.md)",
+    )
     command.set_defaults(run=_convert)
 
 
 def _convert(args: argparse.Namespace) -> str:
+    if args.mimic and not (args.calibrate or args.synthetic):
+        raise ValueError(f"--mimic {args.mimic}: goes with --calibrate FOLDER, whose images are learnt from")
+    MimicrySettings(steps=args.mimic)
     model = build_model(args)
     before = surgery.cost(model, args.input_size)
-    converted = surgery.convert(
-        model,
-        args.method,
-        inplace=True,
-        strict=True,
-        calibrate=_calibration_images(args, model),
-        images=method_images(args, model),
-        **surgery_arguments(args),
-    )
+    images, evidence = _calibration_images(args, model), method_images(args, model)
+    planned = surgery.plan(model, args.method, images=evidence or images, **surgery_arguments(args))
+    teacher = _teacher(model, planned, matched=images is not None) if args.mimic else None
+    converted = surgery.convert(model, planned, inplace=True, strict=True, calibrate=images)
+    learnt = [] if teacher is None or images is None else [_mimicked(converted, teacher, images, args.mimic)]
     warn_of_random_weights(args, model, "and so are those of the file")
     after = surgery.cost(converted, args.input_size)
     surgery.save(converted, args.out, input_size=args.input_size)
@@ -55,7 +63,18 @@ def _convert(args: argparse.Namespace) -> str:
         for name, cost in (("before", before), ("after", after))
     ]
     size = si(Path(args.out).stat().st_size, "B")
-    return f"{table(('', 'MACs', 'params', 'memory written'), rows, right=(1, 2, 3))}\nwrote {args.out} ({size})"
+    reasons = [decision.note for decision in planned.decisions if decision.note]
+    costs = table(("", "MACs", "params", "memory written"), rows, right=(1, 2, 3))
+    return "\n".join([*reasons, *learnt, costs, f"wrote {args.out} ({size})"])
+
+
+def _teacher(model: nn.Module, planned: surgery.Plan, matched: bool) -> nn.Module:
+    """A copy of the original, in the order of channels that the conversion will have."""
+    return surgery.match(model, planned) if matched else copied(model)
+
+
+def _mimicked(converted: nn.Module, teacher: nn.Module, images: BatchesWhenAsked, steps: int) -> str:
+    return str(surgery.mimic(converted, teacher, images, steps=steps))
 
 
 def _calibration_images(args: argparse.Namespace, model: nn.Module) -> BatchesWhenAsked | None:

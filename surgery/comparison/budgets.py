@@ -66,7 +66,7 @@ class _Search:
     ) -> None:
         self.original, self.method, self.options = original, method, options
         self.size = (3, recipe.data.image_size, recipe.data.image_size)
-        modes = getattr(method_named(method).Config, "modes", tuple)()
+        modes: tuple[str, ...] = getattr(method_named(method).Config, "modes", tuple)()
         self.zeta = recipe.surgery.zeta if "zeta" in fields else None
         self.mode = recipe.surgery.mode if recipe.surgery.mode in modes else None
         self.has_zeta = "zeta" in fields
