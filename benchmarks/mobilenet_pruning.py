@@ -1,6 +1,8 @@
-"""Channels of MobileNet-v2 pruned by what the others cannot make up for, and calibrated: no label, no gradient.
+"""MobileNet-v2 made cheaper without a label: by a method at a budget, calibrated, and made to mimic the original.
 
     python benchmarks/mobilenet_pruning.py --weights FILE --images FOLDER --macs 0.77
+    python benchmarks/mobilenet_pruning.py --weights FILE --images FOLDER --method auto --macs 0.77 --mimic 400
+    python benchmarks/mobilenet_pruning.py --weights FILE --images FOLDER --method auto --latency 0.8 --engine onnxruntime
 
 FOLDER holds a folder for each class, in the order of the model's classes when sorted. Images with an even number
 calibrate and the others judge, and then the other way round.
@@ -8,8 +10,10 @@ calibrate and the others judge, and then the other way round.
 
 import argparse
 import copy
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -21,7 +25,9 @@ from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 import surgery
+from surgery.core.run_setting import Setting
 from surgery.core.table import table
+from surgery.deploy.engines import timed_in_turn
 from surgery.graph import record
 from surgery.graph.operation_cost import graph_cost
 
@@ -35,12 +41,14 @@ def main() -> None:
     transform = create_transform(**resolve_data_config({}, model=model), is_training=False)
     halves = _halves(ImageFolder(arguments.images, transform))
     draws = arguments.draws or (0, 1)
-    rows = [_judged(model, halves[draw][0], halves[1 - draw], arguments.macs) for draw in draws]
+    torch.set_num_threads(arguments.threads)
+    rows = [_judged(model, halves[draw][0], halves[1 - draw], arguments) for draw in draws]
     for draw, cells in zip(draws, rows, strict=True):
         print(f"images {draw}, {draw + 2}, {draw + 4}, … calibrate ({len(halves[draw][0])}), the others judge")
         print(table(("", "MACs", "top-1", "seconds"), cells, right=(1, 2, 3)))
-    means = np.mean([[float(row[2].rstrip(" %")) for row in cells] for cells in rows], axis=0)
-    print("mean over the draws: " + ", ".join(f"{row[0]} {m:.1f} %" for row, m in zip(rows[0], means, strict=True)))
+    judged = [[float(row[2].rstrip(" %")) for row in cells if row[2]] for cells in rows]
+    means = np.mean(judged, axis=0)
+    print("mean over the draws: " + ", ".join(f"{row[0]} {m:.1f} %" for row, m in zip(rows[0], means, strict=False)))
 
 
 def _halves(images: ImageFolder) -> list[tuple[Tensor, Tensor]]:
@@ -53,20 +61,45 @@ def _halves(images: ImageFolder) -> list[tuple[Tensor, Tensor]]:
 
 
 def _judged(
-    model: nn.Module, seen: Tensor, judging: tuple[Tensor, Tensor], share: float
+    model: nn.Module, seen: Tensor, judging: tuple[Tensor, Tensor], arguments: argparse.Namespace
 ) -> list[tuple[str, str, str, str]]:
     macs = graph_cost(record(model)).macs
     rows = [("original", "1.000", f"{_accuracy(model, *judging):.1f} %", "")]
+
+    def add(stage: str, network: nn.Module, begin: float) -> None:
+        left, seconds = f"{graph_cost(record(network)).macs / macs:.3f}", time.perf_counter() - begin
+        rows.append((stage, left, f"{_accuracy(network, *judging):.1f} %", f"{seconds:.0f}"))
+
     begin = time.perf_counter()
-    smaller = copy.deepcopy(model)
-    kept = surgery.plan(model, "reconstruction", macs=share, images=seen.split(32)).carry_out(smaller)
-    seconds, left = time.perf_counter() - begin, f"{graph_cost(record(smaller)).macs / macs:.3f}"
-    rows.append(("pruned", left, f"{_accuracy(smaller, *judging):.1f} %", f"{seconds:.0f}"))
+    planned = surgery.plan(model, arguments.method, images=seen.split(32), **_budget(arguments))
+    print("\n".join(decision.note for decision in planned.decisions if decision.note))
+    teacher = surgery.match(model, planned)
+    smaller = copy.deepcopy(teacher)
+    kept = planned.carry_out(smaller)
+    add(arguments.method, smaller, begin)
     begin = time.perf_counter()
-    surgery.calibrate(smaller, model, seen, kept=kept)
-    seconds = time.perf_counter() - begin
-    rows.append(("calibrated", left, f"{_accuracy(smaller, *judging):.1f} %", f"{seconds:.0f}"))
+    surgery.calibrate(smaller, teacher, seen, kept=kept, rows_per_feature=arguments.rows)
+    add("calibrated", smaller, begin)
+    if arguments.mimic:
+        begin = time.perf_counter()
+        print(surgery.mimic(smaller, teacher, seen, steps=arguments.mimic))
+        add("mimicked", smaller, begin)
+    if arguments.latency:
+        rows.append((f"time, {arguments.engine}", _time_share(model, smaller, arguments.engine), "", ""))
     return rows
+
+
+def _budget(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.latency is None:
+        return {"macs": arguments.macs}
+    return {"latency": arguments.latency, "engine": arguments.engine, "threads": 1}
+
+
+def _time_share(model: nn.Module, smaller: nn.Module, engine: str) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        setting, networks = Setting(mode=engine, threads=1), {"original": model, "smaller": smaller}
+        timing = timed_in_turn(networks, torch.randn(1, 3, 224, 224), setting, Path(folder), 20)
+    return f"{timing.ratio('smaller', 'original')[0]:.3f}"
 
 
 @torch.inference_mode()
@@ -81,6 +114,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", help="safetensors of the model's state dict (default: timm's pretrained)")
     parser.add_argument("--images", type=Path, required=True, help="folder of class folders")
     parser.add_argument("--macs", type=float, default=0.77, help="share that is left (default: 0.77)")
+    parser.add_argument("--latency", type=float, help="share of the time that is left, in place of --macs")
+    parser.add_argument("--engine", default="eager", help="that --latency is of")
+    parser.add_argument("--method", default="reconstruction", help="default: reconstruction")
+    parser.add_argument("--mimic", type=int, default=0, help="steps of surgery.mimic after calibration")
+    parser.add_argument("--rows", type=float, default=6.0, help="rows_per_feature of the calibration")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--draws", type=int, nargs="*", choices=(0, 1), help="which halves calibrate (default: both)")
     return parser
 
