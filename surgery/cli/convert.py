@@ -12,8 +12,8 @@ from surgery.cli.model_options import add_model_options, build_model, warn_of_ra
 from surgery.cli.surgery_options import add_surgery_options, surgery_arguments
 from surgery.core.extras import check_extra
 from surgery.core.table import si, table
-from surgery.graph.skeleton import copied
 from surgery.mimicry import MimicrySettings
+from surgery.sensitivity_analysis.images import split_images
 
 
 def add_convert(command: argparse.ArgumentParser) -> None:
@@ -52,9 +52,12 @@ def _convert(args: argparse.Namespace) -> str:
     before = surgery.cost(model, args.input_size)
     images, evidence = _calibration_images(args, model), method_images(args, model)
     planned = surgery.plan(model, args.method, images=evidence or images, **surgery_arguments(args))
-    teacher = _teacher(model, planned, matched=images is not None) if args.mimic else None
-    converted = surgery.convert(model, planned, inplace=True, strict=True, calibrate=images)
-    learnt = [] if teacher is None or images is None else [_mimicked(converted, teacher, images, args.mimic)]
+    teacher = surgery.match(model, planned) if args.mimic else None
+    fit, held = split_images(images) if images is not None and args.mimic else (None, None)
+    converted = surgery.convert(model, planned, inplace=True, strict=True, calibrate=fit.batches if fit else images)
+    learnt = []
+    if teacher is not None and fit is not None and held is not None:
+        learnt = [str(surgery.mimic(converted, teacher, fit.batches, held=held.batches, steps=args.mimic))]
     warn_of_random_weights(args, model, "and so are those of the file")
     after = surgery.cost(converted, args.input_size)
     surgery.save(converted, args.out, input_size=args.input_size)
@@ -66,15 +69,6 @@ def _convert(args: argparse.Namespace) -> str:
     reasons = [decision.note for decision in planned.decisions if decision.note]
     costs = table(("", "MACs", "params", "memory written"), rows, right=(1, 2, 3))
     return "\n".join([*reasons, *learnt, costs, f"wrote {args.out} ({size})"])
-
-
-def _teacher(model: nn.Module, planned: surgery.Plan, matched: bool) -> nn.Module:
-    """A copy of the original, in the order of channels that the conversion will have."""
-    return surgery.match(model, planned) if matched else copied(model)
-
-
-def _mimicked(converted: nn.Module, teacher: nn.Module, images: BatchesWhenAsked, steps: int) -> str:
-    return str(surgery.mimic(converted, teacher, images, steps=steps))
 
 
 def _calibration_images(args: argparse.Namespace, model: nn.Module) -> BatchesWhenAsked | None:

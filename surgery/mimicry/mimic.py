@@ -35,6 +35,7 @@ def mimic(
     teacher: nn.Module,
     images: Iterable[Any] | Tensor,
     *,
+    held: Iterable[Any] | Tensor | None = None,
     settings: MimicrySettings | None = None,
     count: int | None = 1024,
     progress: bool = True,
@@ -50,6 +51,8 @@ def mimic(
         model: converted and, best, calibrated; changed in place. It is left in the mode it was in.
         teacher: the network that it was converted from; not changed.
         images: as for :func:`surgery.calibrate`; labels are not looked at.
+        held: images that judge; best such as calibration has not seen either, since what it was fitted to agrees too
+            well. Default: a share of ``images``.
         settings: all settings; or, one by one, in
         **options: fields of :class:`MimicrySettings`, such as ``steps=400``.
         count: at most so many images are drawn.
@@ -67,7 +70,8 @@ def mimic(
     for network in (model, teacher):
         check_model(network, weights=True)
     settings = settings or MimicrySettings(**options)
-    pupil = Pupil(model, teacher, torch.cat(collect(images, count, progress)), settings)
+    parts = None if held is None else torch.cat(collect(held, None, progress))
+    pupil = Pupil(model, teacher, torch.cat(collect(images, count, progress)), parts, settings)
     with eval_mode(model), eval_mode(teacher), _trainable(model):
         return pupil.learn(progress)
 
@@ -75,14 +79,20 @@ def mimic(
 class Pupil:
     """A network that mimics another, on some images."""
 
-    def __init__(self, model: nn.Module, teacher: nn.Module, images: Tensor, settings: MimicrySettings) -> None:
+    def __init__(
+        self, model: nn.Module, teacher: nn.Module, images: Tensor, held: Tensor | None, settings: MimicrySettings
+    ) -> None:
         if len(images) < LEAST_IMAGES:
             raise ValueError(f"{len(images)} images: at least {LEAST_IMAGES} are needed to learn from and to judge by")
         self.model, self.teacher, self.settings = model, teacher, settings
         weight = first_weight(model)
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.seed))
-        held = max(2, round(settings.holdout * len(images)))
-        self.held, self.images = (images[part].to(weight) for part in (order[:held], order[held:]))
+        if held is None:
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.seed))
+            count = max(2, round(settings.holdout * len(images)))
+            held, images = images[order[:count]], images[order[count:]]
+        elif held.shape[1:] != images.shape[1:]:
+            raise ValueError(f"held has images of {tuple(held.shape[1:])}, images of {tuple(images.shape[1:])}")
+        self.held, self.images = held.to(weight), images.to(weight)
         self.features, self.note = common_feature_map(model, teacher, tuple(images.shape[1:]))
         self.fast = weight.dtype == torch.float32 and computes_in_bfloat16(weight.device)
         with torch.no_grad():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from surgery.core.errors import is_whole
 
-RATES = (3e-5, 1e-4, 3e-4, 1e-3)
+RATES = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 
 
 @dataclass(frozen=True)

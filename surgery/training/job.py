@@ -31,6 +31,8 @@ from surgery.training.stopping import StopRequests, stop_requests
 from surgery.training.tracking import Log
 from surgery.transforms.history import history
 
+FEWEST = 8  # images that judge a mimicry
+
 
 def run(recipe: Recipe) -> list[Measured]:
     """Run a recipe; returns the rows of its table and leaves ``m.safetensors``, ``results.json`` and ``curve.png``.
@@ -199,6 +201,7 @@ def _mimicked(job: Job, converted: nn.Module, teacher: nn.Module, seed: int) -> 
     recipe = job.recipe
     count = recipe.mimic.images or recipe.surgery.calibrate or DEFAULT
     images = calibration_images(job.data.train, recipe.data, min(count, len(job.data.train)), seed)  # type: ignore[arg-type]
-    report = surgery.mimic(converted, teacher, images, count=None, seed=seed, **recipe.mimic.options())
+    held = calibration_images(job.data.train, recipe.data, max(FEWEST, count // 8), seed + 1)  # of another draw
+    report = surgery.mimic(converted, teacher, images, held=held, count=None, seed=seed, **recipe.mimic.options())
     job.say(str(report))
     job.measure("after mimicry", converted)

@@ -1,5 +1,6 @@
 """``convert`` and what it writes."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -105,3 +106,34 @@ def test_no_images_are_made_in_vain(capsys, tmp_path, monkeypatch, images):
     status, _, err = run(capsys, "convert", "resnet26", "--input-size", "32", *images, *out)
     assert status == 2
     assert f"{images[0]} needs scipy: pip install 'surgery[calibrate]'" in err
+
+
+def image_folder(folder, count=24):
+    generator = np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(count):
+        Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return str(folder)
+
+
+SMALL = ["cifar_resnet", "--kwargs", '{"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}', "--input-size", "32"]
+
+
+def test_a_mixture_is_found_calibrated_and_made_to_mimic(capsys, tmp_path):
+    file, folder = tmp_path / "m.safetensors", image_folder(tmp_path / "images")
+    mixture = ["--method", "auto", "--macs", "0.85", "--option", "finalists=1", "--option", 'methods=["pix"]']
+    status, out, err = run(
+        capsys, "convert", *SMALL, *mixture, "--calibrate", folder, "--mimic", "2", "--out", str(file)
+    )
+    assert status == 0, err
+    assert "of the macs, counted" in out
+    assert "18 images; 6 others judged" in out
+    assert surgery.load(file)
+
+
+def test_mimicry_needs_images(capsys, tmp_path):
+    out = ["--out", str(tmp_path / "m.safetensors")]
+    status, _, err = run(capsys, "convert", *SMALL, "--mimic", "5", *out)
+    assert status == 2 and "--mimic 5: goes with --calibrate FOLDER" in err
+    status, _, err = run(capsys, "convert", *SMALL, "--calibrate", str(tmp_path), "--mimic", "-1", *out)
+    assert status == 2 and "steps=-1" in err

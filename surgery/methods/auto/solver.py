@@ -13,6 +13,7 @@ from surgery.planning.candidate import conflict
 
 GAP = 1e-3  # of the optimum, that may be missed
 SECONDS = 20.0
+UNKNOWN, LEAST = 1e9, 1e-12  # of what could not be measured; and so that of changes that cost nothing few are made
 
 
 def solve(options: Sequence[Weighed], losses: Sequence[float], saved: Sequence[float], needed: float) -> list[Weighed]:
@@ -34,7 +35,7 @@ def solve(options: Sequence[Weighed], losses: Sequence[float], saved: Sequence[f
     constraints = [LinearConstraint(gains[None] / scale, needed / scale, np.inf)]
     if exclusive is not None:
         constraints.append(LinearConstraint(exclusive, -np.inf, 1))
-    costs = np.asarray(losses, float)
+    costs = np.nan_to_num(np.asarray(losses, float), nan=UNKNOWN, posinf=UNKNOWN) + LEAST
     common: dict[str, Any] = {
         "integrality": np.ones(len(options)),
         "bounds": Bounds(0, 1),
