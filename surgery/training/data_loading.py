@@ -1,7 +1,7 @@
 """Batches of a dataset, transformed."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from torchvision.transforms import Compose, PILToTensor, RandomCrop
 
+from surgery.training.batch_augmentation import BatchedImages, as_it_is, prepares_batches
+from surgery.training.images_in_memory import ImagesInMemory
 from surgery.training.recipe import DataSettings
 from surgery.training.sampling_order import EpochSampler, SeededDataset
 from surgery.training.segmentation_transform import segmentation_transform
@@ -19,26 +21,37 @@ from surgery.training.stopping import leave_signals_to_parent
 def make_loader(images: Dataset, settings: DataSettings, training: bool, batch_size: int | None = None) -> DataLoader:
     """Batches: for training augmented, in an EpochSampler's order; else plain.
 
-    Test images with label maps differ in size, so they come one by one.
+    Images in memory are prepared batch by batch where that can be. Test images with label maps differ in size, so they
+    come one by one.
     """
-    prepared = cast(Any, copy.copy(images))
-    prepared.transform = (
-        segmentation_transform(settings, training) if settings.segments else _transform(settings, training)
-    )
     size = 1 if settings.segments and not training else batch_size or settings.batch_size
+    prepared, collate = _prepared(images, settings, training)
     common: dict[str, Any] = {
         "batch_size": size,
         "num_workers": settings.workers,
         "persistent_workers": settings.workers > 0,
         "pin_memory": torch.cuda.is_available(),
         "worker_init_fn": leave_signals_to_parent,
+        "collate_fn": collate,
     }
     if not training:
         return DataLoader(prepared, **common)
-    if not settings.segments:
-        common["collate_fn"] = NormalisingCollate(settings.mean, settings.std)
-    order = EpochSampler(len(prepared), size)
-    return DataLoader(SeededDataset(prepared, len(prepared)), sampler=order, drop_last=len(prepared) >= size, **common)
+    total: int = len(prepared)  # type: ignore[arg-type]
+    return DataLoader(prepared, sampler=EpochSampler(total, size), drop_last=total >= size, **common)
+
+
+def _prepared(images: Dataset, settings: DataSettings, training: bool) -> tuple[Dataset, Callable[[Any], Any] | None]:
+    """What a loader reads, by the keys of an EpochSampler for training, and its ``collate_fn``."""
+    if isinstance(images, ImagesInMemory) and prepares_batches(images, settings, training):
+        return BatchedImages(images, settings, training), as_it_is
+    prepared = cast(Any, copy.copy(images))
+    prepared.transform = (
+        segmentation_transform(settings, training) if settings.segments else _transform(settings, training)
+    )
+    if not training:
+        return prepared, None
+    collate = None if settings.segments else NormalisingCollate(settings.mean, settings.std)
+    return SeededDataset(prepared, len(prepared)), collate
 
 
 def _transform(settings: DataSettings, training: bool) -> Any:
@@ -103,4 +116,5 @@ def _chosen(images: Dataset, settings: DataSettings, seed: int, part: slice) -> 
         settings.batch_size,
         num_workers=settings.workers,
         worker_init_fn=leave_signals_to_parent,
+        collate_fn=loader.collate_fn,
     )

@@ -13,40 +13,16 @@ from tqdm import tqdm
 
 from surgery.training.image_dataset import ImageDataset, data_folder, own_folder
 from surgery.training.image_scan import refuse_or_leave_out
+from surgery.training.images_in_memory import ImagesInMemory, held_in_memory
 from surgery.training.recipe import DataSettings, RecipeError, check_key
 from surgery.training.segmentation_datasets import cityscapes, segmentation_folder
 from surgery.training.shards import shards
-from surgery.training.timm_datasets import hugging_face_dataset, torch_dataset
+from surgery.training.timm_datasets import RGBImages, hugging_face_dataset, torch_dataset
 from surgery.vision.class_folders import ClassFolders, held_out_part
 from surgery.vision.image_files import open_image
 
 SMALL = (32, 32)  # width and height in pixels
 PART_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "eval"})
-
-
-class ImagesInMemory(Dataset):
-    """Images in memory, uint8 (N, H, W, 3), with labels; ``transform`` is set by timm's loader."""
-
-    def __init__(self, pixels: np.ndarray, labels: Sequence[int]) -> None:
-        self.pixels, self.labels = pixels, list(labels)
-        self.transform: Callable[[Image.Image], object] | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def files(self) -> tuple[()]:
-        """None: all is in memory."""
-        return ()
-
-    def without(self, left_out: Container[int]) -> "ImagesInMemory":
-        """The same images without those of these indices."""
-        remaining = [index for index in range(len(self)) if index not in left_out]
-        return ImagesInMemory(self.pixels[remaining], [self.labels[index] for index in remaining])
-
-    def __getitem__(self, index: int) -> tuple[object, int]:
-        image = Image.fromarray(self.pixels[index])
-        return (image if self.transform is None else self.transform(image)), self.labels[index]
 
 
 def digits(settings: DataSettings) -> ImageDataset:
@@ -157,6 +133,9 @@ def open_dataset(settings: DataSettings, say: Callable[[str], None] = tqdm.write
         UnreadableImagesError: small images are damaged (with ``skip_unreadable``: more than half of a part).
     """
     data = open_files(settings)
+    if settings.padding and isinstance(data.train, RGBImages):  # which a batch's augmentation may need as tensors
+        train_name, test_name = settings.splits
+        return replace(data, train=held_in_memory(data.train, train_name), test=held_in_memory(data.test, test_name))
     if not isinstance(data.train, _SmallImages) or not isinstance(data.test, _SmallImages):
         return data
     train, test = (_in_memory(part, settings.skip_unreadable, say) for part in (data.train, data.test))

@@ -47,13 +47,15 @@ def make_optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.O
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings, steps: int) -> Any:
-    """timm's scheduler, for so many steps an epoch."""
+    """timm's scheduler, for so many steps an epoch; ``linear`` is a straight line from the end of warming up to 0."""
+    epochs, warmup, linear = settings.epochs, settings.warmup_epochs, settings.scheduler == "linear"
     return create_scheduler_v2(
         optimizer,
-        settings.scheduler,
-        num_epochs=settings.epochs,
-        decay_rate=settings.power if settings.scheduler == "poly" else 0.1,
-        warmup_epochs=cast(Any, settings.warmup_epochs),  # parts of one too: it counts updates
+        "poly" if linear else settings.scheduler,
+        num_epochs=cast(Any, max(epochs - warmup, 1 / steps) if linear else epochs),
+        decay_rate={"linear": 1.0, "poly": settings.power}.get(settings.scheduler, 0.1),
+        warmup_epochs=cast(Any, warmup),  # parts of one too: it counts updates
+        warmup_prefix=linear,  # the others begin to decay while they warm up
         warmup_lr=settings.lr / 100,
         step_on_epochs=False,
         updates_per_epoch=steps,

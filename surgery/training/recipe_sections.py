@@ -283,7 +283,10 @@ class TrainSettings:
     )
     weight_decay: Number = Field(default=0.05, ge=0, le=10, description="of weights; biases and norms are spared")
     decay_all: Flag = Field(default=False, description="let weight decay act on biases and norms too")
-    scheduler: Scheduler = Field(default="cosine", description="of the learning rate, timm's, by name")
+    scheduler: Scheduler = Field(
+        default="cosine",
+        description="of the learning rate, timm's, by name, or linear: down to 0 in a straight line after warming up",
+    )
     power: Number = Field(default=0.9, ge=0, le=10, description="of the poly scheduler")
     warmup_epochs: Number = Field(
         default=1.0, ge=0, le=100_000, description="epochs, or a part of one, in which the learning rate rises"

@@ -14,7 +14,7 @@ from surgery.planning.registry import methods
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 PRECISIONS = ("auto", "no", "fp16", "bf16")
-SCHEDULERS = ("cosine", "tanh", "step", "multistep", "poly")  # timm's that need nothing but the epochs
+SCHEDULERS = ("cosine", "tanh", "step", "multistep", "poly", "linear")  # timm's that need nothing but the epochs
 INTERPOLATIONS = ("bilinear", "bicubic")
 SECOND_ORDER = ("adahessian",)  # needs a backward pass through the backward pass, which the trainer does not make
 LISTED = "timm.optim.list_optimizers()"

@@ -13,8 +13,10 @@ from PIL import Image
 
 import finetune
 from surgery.training import load_recipe
+from surgery.training.batch_augmentation import BatchedImages
 from surgery.training.data_loading import make_loader
 from surgery.training.datasets import open_dataset
+from surgery.training.images_in_memory import ImagesInMemory
 from surgery.training.recipe import DataSettings, RecipeError
 
 
@@ -74,6 +76,19 @@ def test_grey_images_come_as_rgb(tmp_path):
     inputs, labels = next(iter(make_loader(data.train, chosen, training=True)))
     assert (inputs.shape, data.train.transform) == ((4, 3, 28, 28), None)
     assert labels.dtype.is_floating_point is False
+
+
+def test_images_whose_batches_are_augmented_are_held_in_memory(tmp_path):
+    root = fashion_mnist(tmp_path)
+    plain = open_dataset(settings("torch/fashion_mnist", root))
+    chosen = settings("torch/fashion_mnist", root, padding=2)
+    data = open_dataset(chosen)
+    assert isinstance(data.train, ImagesInMemory)
+    assert (data.classes, data.names) == (plain.classes, plain.names)
+    for part, source in ((data.train, plain.train), (data.test, plain.test)):
+        assert [label for _, label in part] == [label for _, label in source]
+        assert all(np.array_equal(np.asarray(a[0]), np.asarray(b[0])) for a, b in zip(part, source, strict=True))
+    assert isinstance(make_loader(data.train, chosen, training=True).dataset, BatchedImages)
 
 
 def test_cifar10(tmp_path, monkeypatch):
