@@ -130,8 +130,12 @@ def test_last_step_of_an_epoch_may_have_fewer_batches(tmp_path):
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(one.parameters(), parts.parameters(), strict=True))
 
 
-def test_interrupted_within_an_accumulation(tmp_path, monkeypatch):
-    more = ["baseline.accumulate=3", "baseline.ema_decay=0.9"]  # 11 batches: 3, 3, 3, 2
+IN_BATCHES = ["data.name=digits", "data.root=null", "data.padding=2", "data.hflip=0.5", "data.batch_size=130"]
+
+
+@pytest.mark.parametrize("data", [[], [*IN_BATCHES, "baseline.scheduler=linear"]], ids=["one by one", "in batches"])
+def test_interrupted_within_an_accumulation(data, tmp_path, monkeypatch):
+    more = ["baseline.accumulate=3", "baseline.ema_decay=0.9", *data]  # 11 batches: 3, 3, 3, 2
     whole, history = train_baseline(tmp_path / "whole", *more)
     with monkeypatch.context() as patch:
         interrupt(patch, 3, 13)
