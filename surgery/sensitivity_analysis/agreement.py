@@ -45,7 +45,7 @@ def agreement(answers: Sequence[Tensor], originals: Sequence[Tensor], labels: Te
     Args:
         labels: (N,) or (N, H, W) int64, of all batches together.
     """
-    answer, original = torch.cat(list(answers)), torch.cat(list(originals))
+    answer, original = torch.cat(list(answers)).cpu(), torch.cat(list(originals)).cpu()
     target = F.log_softmax(original, 1)
     divergence = F.kl_div(F.log_softmax(answer, 1), target, reduction="none", log_target=True).sum(1)
     guess = answer.argmax(1)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from surgery.calibration.calibrating import FitSettings
+from surgery.core.checked_model import first_weight
 from surgery.core.errors import SurgeryError
 from surgery.core.eval_mode import eval_mode
 from surgery.graph import ModelGraph
@@ -49,10 +50,11 @@ class Measurement:
 
     def rows(self, candidates: Sequence[Candidate]) -> list[SensitivityRow]:
         """A row for each candidate that can be measured, in the order in which the parts run."""
-        log = CallLog(self.model, self.judge.batches[0][:1])
+        batches = [batch.to(first_weight(self.model)) for batch in (*self.fit.batches, *self.judge.batches)]
+        log = CallLog(self.model, batches[0][:1])
         parts = {number: log.part_around(candidate.changed) for number, candidate in enumerate(candidates)}
         order = sorted(parts, key=lambda number: (log.calls[parts[number]].begin, number))
-        resumable = Resumable(self.model, self.graph, log, [*self.fit.batches, *self.judge.batches])
+        resumable = Resumable(self.model, self.graph, log, batches)
         rows = []
         with (
             torch.no_grad(),

@@ -1,5 +1,6 @@
 """``surgery.sensitivity``: what each method costs and saves at each site."""
 
+import copy
 import json
 
 import pytest
@@ -141,3 +142,9 @@ def test_it_prints_and_is_written(measured, tmp_path):
 def test_bad_input(model, arguments, message):
     with pytest.raises(ValueError, match=message):
         surgery.sensitivity(model, arguments.pop("images", images()), **arguments)
+
+
+def test_a_network_of_another_dtype_takes_the_same_images(model, measured):
+    double = surgery.sensitivity(copy.deepcopy(model).double(), images(), "pix")
+    for row in double.rows:
+        assert row.kl == pytest.approx(measured.row("pix", row.site).kl, rel=0.2, abs=1e-3)
