@@ -45,7 +45,7 @@ def mimic(
 
     Normalisations stay in eval mode: calibration has set their statistics, and their scale and shift are trained. The
     weights of the check that agrees best with the original on held-out images are kept, and where none does better
-    than the network as it came, that one.
+    than the network as it came, that one; so too where it is interrupted or fails on the way.
 
     Args:
         model: converted and, best, calibrated; changed in place. It is left in the mode it was in.
@@ -101,31 +101,40 @@ class Pupil:
     def learn(self, progress: bool) -> MimicryReport:
         """Search the rate, train, keep the best; returns what happened."""
         settings, begin = self.settings, time.perf_counter()
-        start, first = self._weights(), self.judged()
-        checks, kept, best = [(0, first.kl, first.same)], 0, start
-        tried = self._tried(start, progress) if settings.steps and settings.lr is None else []
-        lr = settings.lr or min(tried, key=lambda pair: pair[1], default=(RATES[0], 0.0))[0]
-        waiting = 0
-        for step, weights in self._trained(lr, settings.steps, settings.checks, "mimicking", progress):
-            seen = self._judged_with(weights)
-            checks.append((step, seen.kl, seen.same))
-            better = seen.kl < min(kl for _, kl, _ in checks[:-1])
-            kept, best, waiting = (step, weights, 0) if better else (kept, best, waiting + 1)
-            if waiting == settings.patience or not math.isfinite(seen.kl):
-                break
-        self._set(best)
+        first = self.judged()
+        self.checks, self.kept, self.best = [(0, first.kl, first.same)], 0, self._weights()
+        try:
+            tried = self._tried(self.best, progress) if settings.steps and settings.lr is None else []
+            lr = settings.lr or min(tried, key=lambda pair: pair[1], default=(RATES[0], 0.0))[0]
+            self._learn_at(lr, progress)
+        finally:  # also where it is interrupted
+            self._set(self.best)
         features = "" if self.features is None else self.features.module
         return MimicryReport(
-            tuple(checks),
+            tuple(self.checks),
             lr,
             tuple(tried),
-            kept,
+            self.kept,
             features,
             self.note,
             len(self.images),
             len(self.held),
             time.perf_counter() - begin,
         )
+
+    def _learn_at(self, lr: float, progress: bool) -> None:
+        """Train; the best weights of all checks are remembered."""
+        settings, waiting = self.settings, 0
+        for step, weights in self._trained(lr, settings.steps, settings.checks, "mimicking", progress):
+            seen = self._judged_with(weights)
+            better = seen.kl < min(kl for _, kl, _ in self.checks)
+            self.checks.append((step, seen.kl, seen.same))
+            if better:
+                self.kept, self.best, waiting = step, weights, 0
+            else:
+                waiting += 1
+            if waiting == settings.patience or not math.isfinite(seen.kl):
+                break
 
     def judged(self) -> Agreement:
         """Agreement with the original on the held-out images."""

@@ -198,10 +198,16 @@ def _converted(job: Job, original: nn.Module, planned: surgery.Plan, seed: int) 
 
 def _mimicked(job: Job, converted: nn.Module, teacher: nn.Module, seed: int) -> None:
     """Let the converted network mimic the original on the images that calibrated it, or as many as the recipe says."""
-    recipe = job.recipe
+    recipe, available = job.recipe, len(job.data.train)  # type: ignore[arg-type]
     count = recipe.mimic.images or recipe.surgery.calibrate or DEFAULT
-    images = calibration_images(job.data.train, recipe.data, min(count, len(job.data.train)), seed)  # type: ignore[arg-type]
-    held = calibration_images(job.data.train, recipe.data, max(FEWEST, count // 8), seed + 1)  # of another draw
+    judges = max(FEWEST, count // 8)
+    images = calibration_images(job.data.train, recipe.data, max(FEWEST, min(count, available - judges)), seed)
+    held = [batch[0] for batch in labelled_images(job.data.train, recipe.data, judges, seed)]  # those taken last
+    if recipe.surgery.calibrate + judges > available:
+        job.say(
+            f"mimicry: some of the {judges} images that judge it have been calibrated on, too, and make it look worse; "
+            f"surgery.calibrate={max(0, available - judges)} or less of {available} leaves them out"
+        )
     report = surgery.mimic(converted, teacher, images, held=held, count=None, seed=seed, **recipe.mimic.options())
     job.say(str(report))
     job.measure("after mimicry", converted)

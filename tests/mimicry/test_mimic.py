@@ -1,5 +1,7 @@
 """``surgery.mimic``: gradient steps towards the original, judged on images held out."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from surgery.mimicry import MimicrySettings
 from surgery.mimicry.augmenting import augmented
 
 SIZE = (3, 32, 32)
+Pupil = sys.modules["surgery.mimicry.mimic"].Pupil  # the package's own mimic is the function
 
 
 def images(count=48):
@@ -62,6 +65,24 @@ def test_a_network_that_cannot_be_bettered_stays_as_it_was(teacher):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     report = surgery.mimic(model, teacher, images(), steps=4, lr=100.0, checks=2, progress=False)
     assert report.kept == 0 and "no step was better" in str(report)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("lr", [None, 0.05])  # in the search, in the training
+def test_an_interruption_leaves_the_best_so_far(teacher, monkeypatch, lr):
+    model = surgery.convert(teacher, calibrate=images(), match=False).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    steps = iter(range(6))
+
+    def interrupted(self, batch, loss=Pupil._loss):
+        if next(steps) == 5:
+            raise KeyboardInterrupt
+        return loss(self, batch)
+
+    monkeypatch.setattr(Pupil, "_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        surgery.mimic(model, teacher, images(), steps=20, checks=1, lr=lr, batch_size=16, progress=False)
+    assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 

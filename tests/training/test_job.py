@@ -51,6 +51,31 @@ def test_calibrated_before_it_is_fine_tuned(tmp_path, capsys):
     assert "logits identical" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("calibrated", "disjoint"), [(300, True), (1437, False)])
+def test_mimicry_is_judged_by_images_that_did_not_calibrate(tmp_path, capsys, monkeypatch, calibrated, disjoint):
+    seen, mimic = {}, surgery.mimic
+
+    def watched(model, teacher, images, *, held, **options):
+        seen["held"], seen["learnt"] = torch.cat(list(held)), torch.cat(list(images))
+        return mimic(model, teacher, [seen["learnt"]], held=held, **options)
+
+    def calibration(network, *arguments, calibrate=None, convert=surgery.convert, **options):
+        if calibrate is not None:
+            calibrate = seen["calibrated"] = torch.cat(list(calibrate))
+        return convert(network, *arguments, calibrate=calibrate, **options)
+
+    monkeypatch.setattr(surgery, "mimic", watched)
+    monkeypatch.setattr(surgery, "convert", calibration)
+    more = [f"surgery.calibrate={calibrated}", "mimic.steps=2", "mimic.lr=1e-4", "mimic.images=64"]
+    rows = run(recipe(tmp_path, *more, "baseline.epochs=1", "finetune.epochs=0"))
+    assert [row.stage for row in rows] == ["original", "after surgery", "after calibration", "after mimicry"]
+    keys = ("calibrated", "held", "learnt")
+    fitted, held, learnt = ({image.numpy().tobytes() for image in seen[key]} for key in keys)
+    assert len(seen["held"]) == 8 and not held & learnt
+    assert (not held & fitted) == disjoint
+    assert ("have been calibrated on, too" in capsys.readouterr().out) != disjoint
+
+
 def test_control_and_seeds(tmp_path, capsys):
     more = ["seeds=2", "control=true", "baseline.epochs=1", "finetune.epochs=1", "surgery.calibrate=100"]
     rows = {row.stage: row for row in run(recipe(tmp_path, *more))}
