@@ -39,7 +39,8 @@ def add_convert(command: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="STEPS",
-        help="after calibration, so many gradient steps towards the original on the same images (docs/recovery.md)",
+        help="after calibration, so many gradient steps towards the original on the same images; a quarter of them "
+        "judges, and is left out of both (docs/recovery.md)",
     )
     command.set_defaults(run=_convert)
 

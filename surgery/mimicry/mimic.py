@@ -133,8 +133,15 @@ class Pupil:
                 self.kept, self.best, waiting = step, weights, 0
             else:
                 waiting += 1
+            if not math.isfinite(seen.kl):
+                self._check_learnt(lr)
             if waiting == settings.patience or not math.isfinite(seen.kl):
                 break
+
+    def _check_learnt(self, lr: float) -> None:
+        """Raise ValueError where a loss that is not finite leaves nothing that was learnt before."""
+        if not self.kept:
+            raise ValueError(f"lr={lr:g}: the loss is not finite; a smaller one, or None to search for one, is needed")
 
     def judged(self) -> Agreement:
         """Agreement with the original on the held-out images."""

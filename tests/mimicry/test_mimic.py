@@ -1,5 +1,6 @@
 """``surgery.mimic``: gradient steps towards the original, judged on images held out."""
 
+import copy
 import sys
 
 import pytest
@@ -60,11 +61,17 @@ def test_the_weights_that_did_best_are_kept(teacher):
 
 
 def test_a_network_that_cannot_be_bettered_stays_as_it_was(teacher):
-    model = surgery.convert(teacher, match=False)
-    model.load_state_dict(teacher.state_dict(), strict=False)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    report = surgery.mimic(model, teacher, images(), steps=4, lr=100.0, checks=2, progress=False)
+    model = copy.deepcopy(teacher)
+    report = surgery.mimic(model, teacher, images(), steps=4, lr=0.01, checks=2, progress=False)
     assert report.kept == 0 and "no step was better" in str(report)
+    assert all(torch.equal(tensor, teacher.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_rate_that_is_far_too_high_is_named_and_changes_nothing(teacher):
+    model = surgery.convert(teacher, match=False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match="lr=1e\\+12: the loss is not finite; a smaller one"):
+        surgery.mimic(model, teacher, images(), steps=4, lr=1e12, checks=2, progress=False)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
