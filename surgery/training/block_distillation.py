@@ -53,7 +53,7 @@ class BlockDistillationTask(LogitDistillationTask):
             result = self.logits_loss(input, target)
         if not self.blocks or not self.block_weight:
             return result
-        errors = [_share(student_outputs[name][0], teacher_outputs[name][0]) for name in self.blocks]
+        errors = [_Share.apply(student_outputs[name][0], teacher_outputs[name][0]) for name in self.blocks]
         result["block_loss"] = torch.stack(errors).mean()
         result["loss"] = result["loss"] + self.block_weight * result["block_loss"]
         return result
@@ -91,9 +91,24 @@ def distillation_options(settings: TrainSettings, accelerator: Accelerator) -> d
     }
 
 
-def _share(output: Tensor, target: Tensor) -> Tensor:
-    target = target.detach().float()
-    return (output.float() - target).square().mean() / target.var().clamp(min=1e-12)
+class _Share(torch.autograd.Function):
+    """Mean squared error of an output, as a share of its target's variance.
+
+    Maps are big and this is all that is done to them, so each is read as few times as can be, in its own dtype.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, target: Tensor) -> Tensor:
+        difference = output - target
+        weight = 1 / (difference.numel() * target.float().var().clamp(min=1e-12))
+        ctx.save_for_backward(difference, weight)
+        ctx.dtype = output.dtype
+        return torch.linalg.vector_norm(difference, dtype=torch.float32).square() * weight
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        difference, weight = ctx.saved_tensors
+        return (difference * (2 * grad * weight).to(difference.dtype)).to(ctx.dtype), None
 
 
 def common_blocks(student: nn.Module, teacher: nn.Module, images: Tensor) -> list[str]:
