@@ -70,17 +70,28 @@ def parser(prog: str) -> argparse.ArgumentParser:
     )
     line.add_argument("--seeds", type=int, default=1, metavar="N", help="from the recipe's seed on (default: 1)")
     line.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time, each in a process of its own")
+    line.add_argument(
+        "--best",
+        type=int,
+        metavar="N",
+        help="the longest fine-tuning only for the control and the N methods that are best after the one before, "
+        "at each budget (default: for all)",
+    )
     line.add_argument("--original", metavar="FILE", help="a file that surgery wrote, in place of training the baseline")
     line.add_argument(
         "--output", type=Path, default=Path("runs/compare"), metavar="FOLDER", help="default: runs/compare"
     )
     line.add_argument("--published", action="store_true", help="print figures of papers below the table")
+    _add_timing(line)
+    add_import_option(line)
+    return line
+
+
+def _add_timing(line: argparse.ArgumentParser) -> None:
     timing = line.add_argument_group("time of a forward, eager and float32 on the CPU, in turn with the original's")
     timing.add_argument("--batch", type=int, default=1, metavar="N", help="images (default: 1)")
     timing.add_argument("--threads", type=int, default=1, metavar="N", help="default: 1")
     timing.add_argument("--seconds", type=float, default=3.0, help="for each network; 0: not timed (default: 3)")
-    add_import_option(line)
-    return line
 
 
 def _names(text: str) -> list[str]:
@@ -101,7 +112,7 @@ def _compare(args: argparse.Namespace) -> int:
     from surgery.comparison.latency import LatencySettings
     from surgery.training import load_recipe
 
-    comparison = Comparison(args.methods or every_method(), args.macs, args.budgets, args.seeds, args.jobs)
+    comparison = Comparison(args.methods or every_method(), args.macs, args.budgets, args.seeds, args.jobs, args.best)
     latency = LatencySettings(args.batch, args.threads, args.seconds)
     recipe = load_recipe(find_recipe(args.recipe), [*args.settings, *_imports(args.imports)])
     compared = compare(recipe, args.output, comparison, latency, args.original)

@@ -1,7 +1,9 @@
 """The whole comparison: baseline, budgets, cells, times, table and plots."""
 
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ from surgery.core.errors import SurgeryError, check_choice, described
 from surgery.planning.registry import methods as registered
 from surgery.training.recipe import Recipe, RecipeError
 
+Jobs = dict[tuple[str, int], list[Cell]]  # the cells of all seeds, by the variant's name and the epochs
+Run = Callable[[Sequence[Variant], Sequence[int]], tuple[Jobs, dict[str, str]]]  # all at all lengths; with the errors
+
 
 def every_method() -> list[str]:
     """What can be compared."""
@@ -36,6 +41,7 @@ class Comparison:
         shares: lengths of the fine-tuning, as shares of ``baseline.epochs``; 0: none.
         seeds: how many, from the recipe's on.
         jobs: cells at a time.
+        best: how many methods get the longest fine-tuning, those that are best after the one before; None: all.
 
     Raises:
         ValueError: naming the option, its value and what would be accepted.
@@ -46,6 +52,7 @@ class Comparison:
     shares: Sequence[float] = (0.0,)
     seeds: int = 1
     jobs: int = 1
+    best: int | None = None
 
     def __post_init__(self) -> None:
         for name in self.methods:
@@ -59,17 +66,21 @@ class Comparison:
         for option, value in (("methods", self.methods), ("macs", self.macs), ("budgets", self.shares)):
             if not value or len(set(value)) < len(value):
                 raise ValueError(f"--{option} {','.join(map(str, value))}: one or more, none twice, are needed")
-        for option, number in (("seeds", self.seeds), ("jobs", self.jobs)):
-            if number < 1:
+        for option, number in (("seeds", self.seeds), ("jobs", self.jobs), ("best", self.best)):
+            if number is not None and number < 1:
                 raise ValueError(f"--{option} {number}: 1 or more is needed")
 
     def epochs(self, recipe: Recipe) -> list[int]:
         """Of the fine-tunings, shortest first.
 
         Raises:
-            RecipeError: a share is less than one epoch.
+            RecipeError: a share is less than one epoch, or ``best`` has no shorter length to choose by.
         """
-        return sorted({_epochs(recipe, share) for share in self.shares})
+        lengths = sorted({_epochs(recipe, share) for share in self.shares})
+        if self.best is not None and len(_trained_lengths(lengths)) < 2:
+            shares = ",".join(f"{share:g}" for share in self.shares)
+            raise RecipeError(f"--best {self.best}: two lengths above 0 are needed, and --budgets {shares} has fewer")
+        return lengths
 
 
 def _epochs(recipe: Recipe, share: float) -> int:
@@ -106,26 +117,32 @@ def compare(
     """
     lengths = comparison.epochs(recipe)
     recipe = _with_original(recipe, original)
-    baseline = baseline_cell(recipe, folder)
-    failed = run_cells([baseline], 1 if baseline.finished else comparison.jobs)
-    if failed:
-        raise RecipeError(f"the original failed: {failed['baseline']} ({baseline.log})")
+    baseline = _baseline(recipe, folder, comparison.jobs)
     network = baseline.folder / "m.safetensors"
     variants, failed = _variants(recipe, surgery.load(network), comparison)
-    jobs = {
-        (variant.name, epochs): [
-            variant_cell(recipe, folder, network, variant, (seed, epochs))
-            for seed in range(recipe.seed, recipe.seed + comparison.seeds)
-        ]
-        for epochs in _trained_lengths(lengths)
-        for variant in variants
-    }
-    failed |= run_cells([cell for cells in jobs.values() for cell in cells], comparison.jobs)
+    make = partial(variant_cell, recipe, folder, network)
+    seeds = range(recipe.seed, recipe.seed + comparison.seeds)
+
+    def run_all(variants: Sequence[Variant], lengths: Sequence[int]) -> tuple[Jobs, dict[str, str]]:
+        jobs = {(v.name, epochs): [make(v, (seed, epochs)) for seed in seeds] for epochs in lengths for v in variants}
+        return jobs, run_cells([cell for cells in jobs.values() for cell in cells], comparison.jobs)
+
+    jobs, also_failed = _in_rounds(run_all, variants, _trained_lengths(lengths), comparison.best)
+    failed |= also_failed
     latencies = Latencies(folder / "latency.json", latency)
     rows = list(_rows(variants, lengths, jobs, baseline, latencies))
     compared = Compared(rows, comparison.seeds, failed)
     _write(folder, compared, recipe, latency)
     return compared
+
+
+def _baseline(recipe: Recipe, folder: Path, jobs: int) -> Cell:
+    """The original's cell, which is run where it was not."""
+    baseline = baseline_cell(recipe, folder)
+    failed = run_cells([baseline], 1 if baseline.finished else jobs)
+    if failed:
+        raise RecipeError(f"the original failed: {failed['baseline']} ({baseline.log})")
+    return baseline
 
 
 def _with_original(recipe: Recipe, original: str | None) -> Recipe:
@@ -135,6 +152,31 @@ def _with_original(recipe: Recipe, original: str | None) -> Recipe:
     values["model"] |= {"checkpoint": original, "weights": None, "pretrained": False, "kwargs": {}}
     values["baseline"] |= {"epochs": 0}
     return Recipe(**values)
+
+
+def _in_rounds(
+    run: Run, variants: Sequence[Variant], lengths: Sequence[int], best: int | None
+) -> tuple[Jobs, dict[str, str]]:
+    """All lengths; the longest only of the best, where that is asked for."""
+    if best is None:
+        return run(variants, lengths)
+    jobs, failed = run(variants, lengths[:-1])
+    longest, also_failed = run(best_variants(variants, jobs, lengths[-2], best), lengths[-1:])
+    return jobs | longest, failed | also_failed
+
+
+def best_variants(variants: Sequence[Variant], jobs: Jobs, epochs: int, count: int) -> list[Variant]:
+    """The control, and the methods that are best at each budget after ``epochs``."""
+    accuracies: dict[str, float] = {}
+    for variant in variants:
+        cells = [cell for cell in jobs[variant.name, epochs] if cell.finished]
+        if cells:
+            accuracies[variant.name] = statistics.fmean(cell.read()["rows"][-1]["accuracies"][0] for cell in cells)
+    chosen: set[str] = set()
+    for budget in {variant.budget for variant in variants}:
+        names = [variant.name for variant in variants if variant.budget == budget and variant.name in accuracies]
+        chosen.update(sorted(names, key=lambda name: -accuracies[name])[:count])
+    return [variant for variant in variants if variant.name in chosen]
 
 
 def _trained_lengths(lengths: Sequence[int]) -> Sequence[int]:
@@ -162,7 +204,7 @@ def _variants(recipe: Recipe, original: nn.Module, comparison: Comparison) -> tu
 def _rows(
     variants: Sequence[Variant],
     lengths: Sequence[int],
-    jobs: dict[tuple[str, int], list[Cell]],
+    jobs: Jobs,
     baseline: Cell,
     latencies: Latencies,
 ) -> Iterable[Row]:
@@ -170,7 +212,7 @@ def _rows(
     trained = _trained_lengths(lengths)
     for epochs in lengths:
         for variant in variants:
-            cells = [cell for cell in jobs[variant.name, epochs or trained[0]] if cell.finished]
+            cells = [cell for cell in jobs.get((variant.name, epochs or trained[0]), ()) if cell.finished]
             if cells:
                 time = _time(variant, cells[0], baseline, latencies)
                 yield make_row(variant, epochs, [cell.read() for cell in cells], original, time)

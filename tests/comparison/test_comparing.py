@@ -72,6 +72,14 @@ def test_what_is_finished_is_not_run_again_and_what_is_not_is(finished, capsys):
     assert "control" in capsys.readouterr().out
 
 
+def test_the_longest_fine_tuning_only_for_the_best(finished):
+    assert compare(finished, *METHODS[:-1], "0,1,2", "--best", "1", "--seconds", "0") == 0
+    after = {epochs: {method for method, length in rows(finished) if length == epochs} for epochs in (1, 2)}
+    assert after[1] == {"control", "dwp", "l1", "resolution"}
+    ranked = sorted(after[1] - {"control"}, key=lambda method: rows(finished)[method, 1]["tuned"])
+    assert after[2] == {"control", ranked[-1]}
+
+
 def test_other_settings_in_the_same_folder_are_refused(finished, capsys):
     assert compare(finished, *METHODS, "finetune.lr=0.5") == 2
     assert "finetune.lr=0.002, now 0.5" in capsys.readouterr().err
@@ -102,6 +110,8 @@ def test_a_cell_that_fails_stops_no_other_and_is_reported(finished, capsys):
         (["--budgets", "0.2"], "--budgets 0.2: less than one of baseline.epochs=1"),
         (["--seeds", "0"], "--seeds 0: 1 or more"),
         (["--jobs", "0"], "--jobs 0: 1 or more"),
+        (["--best", "0"], "--best 0: 1 or more"),
+        (["--best", "1", "--budgets", "0,1"], "--best 1: two lengths above 0 are needed, and --budgets 0,1 has fewer"),
         (["--batch", "0"], "--batch 0: 1 or more"),
         (["--budgets", "0", "--original", "none.safetensors"], "none.safetensors"),
         (["finetune.epoch=3"], "in finetune: recipe key='epoch'"),
