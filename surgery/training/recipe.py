@@ -90,6 +90,8 @@ class Recipe:
         for name, settings in (("baseline", self.baseline), ("finetune", self.finetune)):
             if settings.mixup:
                 raise RecipeError(f"{name}.mixup={settings.mixup}: not for label maps; 0 is needed")
+            if settings.first_size is not None:
+                raise RecipeError(f"{name}.first_size={settings.first_size}: not for label maps; null is needed")
 
     @property
     def from_scratch(self) -> bool:

@@ -292,6 +292,11 @@ class TrainSettings:
         default=1.0, ge=0, le=100_000, description="epochs, or a part of one, in which the learning rate rises"
     )
     smoothing: Number = Field(default=0.0, ge=0, lt=1, description="of labels")
+    first_size: Annotated[Whole, Field(ge=8, le=100_000)] | None = Field(
+        default=None,
+        description="side of the training images in the first epoch, in pixels: it grows to data.image_size, which it "
+        "has from two thirds of the epochs on; null: always that",
+    )
     mixup: Number = Field(default=0.0, ge=0, le=10, description="alpha of mixup; 0: none")
     ema_decay: Number = Field(
         default=0.0, ge=0, lt=1, description="of a moving average of the weights, then kept; 0: none"
@@ -330,6 +335,19 @@ class TrainSettings:
     def distills(self) -> bool:
         """Whether a teacher is needed."""
         return self.distill_weight > 0 or self.block_weight > 0
+
+    def size_in(self, epoch: int, whole: int) -> int:
+        """Side in pixels that training images have in an epoch, counted from 0, of ``whole`` at the end.
+
+        Progressive resizing, as speedruns have it (Howard, fast.ai's DAWNBench entry, 2018). Sides are multiples of
+        4 pixels, of large images 32, since every side costs a search for the fastest convolutions.
+        """
+        if self.first_size is None or self.first_size >= whole or self.epochs < 2:
+            return whole
+        share = min(1.0, epoch / max(1, round(2 * self.epochs / 3)))
+        multiple = 4 if whole < 112 else 32
+        size = int(self.first_size + share * (whole - self.first_size))
+        return whole if share == 1 else max(self.first_size, size // multiple * multiple)
 
     def block_weight_in(self, epoch: int) -> float:
         """``block_weight`` as it is in an epoch, counted from 0."""

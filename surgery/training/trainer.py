@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate.utils import DistributedType, broadcast, broadcast_object_list, set_seed
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
@@ -176,12 +177,20 @@ class Training:
             self.objective.block_weight = self.settings.block_weight_in(progress.epoch)
         for step, (images, labels) in enumerate(self.loader, progress.step):
             _seed_step(self.seed, progress.epoch, step, self.accelerator.process_index)
-            images = images.to(self.accelerator.device, memory_format=self.memory_format)  # noqa: PLW2901
+            images = self._sized(images.to(self.accelerator.device), progress.epoch)  # noqa: PLW2901
             value = self._affordable_step(step, images, labels.to(self.accelerator.device))
             if not math.isfinite(value):
                 raise NonFiniteLossError(self._blame(self._title(progress.epoch), value, progress.epoch, step, images))
             self.scheduler.step_update(progress.epoch * self.steps + step + 1)
             yield step, value
+
+    def _sized(self, images: Tensor, epoch: int) -> Tensor:
+        """Images (N, C, H, W) as large as they are in this epoch."""
+        side = max(images.shape[2:])
+        size = self.settings.size_in(epoch, side)
+        if size != side:
+            images = F.interpolate(images, scale_factor=size / side, mode="bilinear", antialias=True)
+        return images.contiguous(memory_format=self.memory_format)
 
     def _title(self, epoch: int) -> str:
         return f"{self.label} {epoch + 1}/{self.settings.epochs}"

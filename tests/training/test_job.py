@@ -191,6 +191,19 @@ def test_blocks_fade_from_epoch_to_epoch_also_after_an_interruption(tmp_path, mo
     assert weights == [None, 20.0, 10.0, 0.0, 20.0, 20.0, 10.0, 0.0]
 
 
+def test_training_images_grow(tmp_path, monkeypatch):
+    step, sides = trainer_module.Training._step, []
+
+    def watched(training, number, images, labels):
+        sides.append(tuple(images.shape[2:]))
+        return step(training, number, images, labels)
+
+    monkeypatch.setattr(trainer_module.Training, "_step", watched)
+    more = ["baseline.epochs=3", "baseline.first_size=8", "data.batch_size=359", "finetune.epochs=0"]
+    run(recipe(tmp_path, *more))
+    assert list(dict.fromkeys(sides)) == [(8, 8), (12, 12), (16, 16)]
+
+
 def test_a_loss_that_is_not_finite_stops_with_its_place(tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"train \d/2: the loss is (nan|inf).* at step"):
         run(recipe(tmp_path, "baseline.lr=1000", "baseline.optimizer=sgd", "baseline.warmup_epochs=0"))

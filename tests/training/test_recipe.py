@@ -51,6 +51,17 @@ def test_blocks_fade_to_nothing_in_the_last_of_several_epochs():
     assert weights(1, "true") == [8.0]
 
 
+def test_images_grow_until_two_thirds_of_the_epochs():
+    def sizes(epochs, whole, first):
+        train = load_recipe(RECIPES[0], [f"baseline.epochs={epochs}", f"baseline.first_size={first}"]).baseline
+        return [train.size_in(epoch, whole) for epoch in range(epochs)]
+
+    assert sizes(9, 32, 20) == [20, 20, 24, 24, 28, 28, 32, 32, 32]
+    assert sizes(3, 224, 128) == [128, 160, 224]
+    assert sizes(2, 32, "null") == sizes(2, 32, 48) == [32, 32]
+    assert sizes(1, 32, 20) == [32]
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -201,6 +212,7 @@ def test_every_key_has_a_meaning_and_every_number_a_range():
         ("segmentation.window=-1", "segmentation.window=-1: a whole number from 0"),
         ("segmentation.overlap=1.0", r"segmentation\.overlap=1\.0: a number from 0 to below 1"),
         ("finetune.mixup=0.2", r"finetune\.mixup=0\.2: not for label maps"),
+        ("baseline.first_size=64", r"baseline\.first_size=64: not for label maps"),
         ("data.padding=4", r"data\.padding=4: not for data\.name="),
     ],
 )
