@@ -14,9 +14,10 @@ from surgery.bench.networks import with_free_sites
 from surgery.core.errors import ConversionWarning
 from surgery.graph import record
 from surgery.graph.operation_cost import graph_cost
+from surgery.mimicry.common_blocks import common_blocks
 from surgery.planning.registry import methods
 from surgery.planning.rehearsal import rehearsed_graph
-from surgery.training.block_distillation import BlockDistillationTask, common_blocks
+from surgery.training.block_distillation import BlockDistillationTask
 from surgery.transforms.history import changed_modules, history
 from tests.methods import centre_tap
 
