@@ -18,6 +18,7 @@ class MimicryReport:
         tried: (rate, divergence after the trial), of each that was tried.
         kept: step whose weights the network has; 0 where none was better than none.
         features: name of the module whose output was matched; "" where only logits were, for the reason in ``note``.
+        blocks: names of the modules whose outputs were matched as well.
         images, held: that were trained on, and that judged.
         seconds: that it took.
     """
@@ -28,6 +29,7 @@ class MimicryReport:
     kept: int
     features: str
     note: str
+    blocks: tuple[str, ...]
     images: int
     held: int
     seconds: float
@@ -37,6 +39,8 @@ class MimicryReport:
 
     def _lines(self) -> list[str]:
         matched = f"the output of {self.features!r} and the logits" if self.features else f"the logits ({self.note})"
+        if self.blocks:
+            matched = f"{len(self.blocks)} blocks, {matched}"
         tried = ", ".join(f"{rate:g}: {kl:.4f}" for rate, kl in self.tried)
         kept = f"the weights of step {self.kept} are kept" if self.kept else "no step was better: all is as it was"
         lines = [f"matched: {matched}, on {self.images} images; {self.held} others judged", f"lr {self.lr:g}; {kept}"]

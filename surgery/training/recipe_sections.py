@@ -246,19 +246,24 @@ class MimicSettings:
     images: Annotated[Whole, Field(ge=8, le=100_000_000)] | None = Field(
         default=None, description="number of training images, without labels; default: as many as calibrate"
     )
-    batch_size: Batch = Field(default=32, description="images of a step")
+    batch_size: Batch = Field(default=64, description="images of a step")
     lr: Annotated[Number, Field(gt=0, le=1000)] | None = Field(
         default=None, description="learning rate; default: searched for, by short trials"
     )
     feature_weight: Number = Field(
         default=1.0, ge=0, le=1e6, description="of the error of the map before pooling, beside the logits' divergence"
     )
+    block_weight: Annotated[Number, Field(ge=0, le=1e6)] | None = Field(
+        default=None,
+        description="of the mean error of what the blocks around converted layers give; default: 24 with at least "
+        "1,024 images, whose batches BatchNorms then normalise by, else 0",
+    )
     crop: Number = Field(default=0.5, ge=0.05, le=1, description="least share of its area that a random crop has")
     hflip: Flag = Field(default=True, description="mirror half of the images")
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of ``surgery.mimic``."""
-        names = ("steps", "batch_size", "lr", "feature_weight", "crop", "hflip")
+        names = ("steps", "batch_size", "lr", "feature_weight", "block_weight", "crop", "hflip")
         return {name: getattr(self, name) for name in names}
 
 
