@@ -168,11 +168,8 @@ def test_calibrating_later_knows_what_changed(original, converted):
 
 def test_blocks_are_distilled(original, case, converted):
     student, teacher = copy.deepcopy(converted), copy.deepcopy(original)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        blocks = common_blocks(student, teacher, images(2))
-    narrowed = all(row.verb == "narrowed" for row in surgery.plan(original, **case.arguments).sites)
-    assert blocks or (narrowed and "no blocks are distilled" in str(caught[-1].message))
+    blocks = common_blocks(student, teacher, images(2))
+    assert blocks or all(row.verb == "narrowed" for row in surgery.plan(original, **case.arguments).sites)
     options = {"criterion": torch.nn.CrossEntropyLoss(), "task_loss_weight": 0.5, "distill_loss_weight": 0.5}
     task = BlockDistillationTask(student, teacher, blocks=blocks, block_weight=3.0, verbose=False, **options).train()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01)
