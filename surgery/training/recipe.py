@@ -85,6 +85,15 @@ class Recipe:
             )
         if self.data.segments:
             self._check_label_maps()
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        side = self.data.image_size
+        for name, settings in (("baseline", self.baseline), ("finetune", self.finetune)):
+            if settings.first_size is not None and settings.first_size >= side:
+                raise RecipeError(
+                    f"{name}.first_size={settings.first_size}: less than data.image_size={side} is needed"
+                )
 
     def _check_label_maps(self) -> None:
         for name, settings in (("baseline", self.baseline), ("finetune", self.finetune)):

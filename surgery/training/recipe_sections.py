@@ -347,7 +347,7 @@ class TrainSettings:
         Progressive resizing, as speedruns have it (Howard, fast.ai's DAWNBench entry, 2018). Sides are multiples of
         4 pixels, of large images 32, since every side costs a search for the fastest convolutions.
         """
-        if self.first_size is None or self.first_size >= whole or self.epochs < 2:
+        if self.first_size is None or self.epochs < 2:
             return whole
         share = min(1.0, epoch / max(1, round(2 * self.epochs / 3)))
         multiple = 4 if whole < 112 else 32

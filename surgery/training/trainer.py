@@ -189,8 +189,9 @@ class Training:
         side = max(images.shape[2:])
         size = self.settings.size_in(epoch, side)
         if size != side:
-            images = F.interpolate(images, scale_factor=size / side, mode="bilinear", antialias=True)
-        return images.contiguous(memory_format=self.memory_format)
+            sides = [round(length * size / side) for length in images.shape[2:]]
+            images = F.interpolate(images, size=sides, mode="bilinear", antialias=True)
+        return images.to(memory_format=self.memory_format)
 
     def _title(self, epoch: int) -> str:
         return f"{self.label} {epoch + 1}/{self.settings.epochs}"
