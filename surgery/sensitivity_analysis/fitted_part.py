@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from surgery.calibration.calibrating import FitSettings, fit_layers
@@ -92,7 +93,7 @@ def relative_error(part: Part, changed: nn.Module, inputs: Sequence[Tensor]) -> 
             own, other = part.module(x), changed(x)
             if not isinstance(own, Tensor):
                 return float("nan")
-            error += float((other - own).double().square().sum())
-            values, squares = values + float(own.double().sum()), squares + float(own.double().square().sum())
+            error += float(F.mse_loss(other.float(), own.float())) * own.numel()
+            values, squares = values + float(own.sum()), squares + float(own.float().square().sum())
             count += own.numel()
     return error / max(squares - values**2 / count, 1e-300)
