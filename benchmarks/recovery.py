@@ -87,7 +87,8 @@ def _variant(
     if name == "scratch":
         trained = dataclasses.asdict(recipe.baseline)
         start = ["baseline.epochs=0", *(f"finetune.{key}={json.dumps(value)}" for key, value in trained.items())]
-    return _cell(args, _folder(name, epochs), [*settings, *start, *VARIANTS[name], f"finetune.epochs={epochs}"])
+    more = ["finetune.lr_by_damage=false", f"finetune.epochs={epochs}"]  # one rate for all, and for their control
+    return _cell(args, _folder(name, epochs), [*settings, *start, *VARIANTS[name], *more])
 
 
 def _run_all(cells: Sequence[Cell], jobs: int) -> None:

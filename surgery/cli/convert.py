@@ -58,7 +58,7 @@ def _convert(args: argparse.Namespace) -> str:
     converted = surgery.convert(model, planned, inplace=True, strict=True, calibrate=fit.batches if fit else images)
     learnt = []
     if teacher is not None and fit is not None and held is not None:
-        learnt = [str(surgery.mimic(converted, teacher, fit.batches, held=held.batches, steps=args.mimic))]
+        learnt = [str(surgery.mimic(converted, teacher, fit.batches, held=held.batches, count=None, steps=args.mimic))]
     warn_of_random_weights(args, model, "and so are those of the file")
     after = surgery.cost(converted, args.input_size)
     surgery.save(converted, args.out, input_size=args.input_size)

@@ -10,7 +10,7 @@ from surgery.comparison.budgets import BudgetSettings
 from surgery.core.atomic_file import write_atomically
 from surgery.planning.registry import method_named
 from surgery.training.recipe import Recipe, RecipeError, TrainSettings
-from surgery.training.recipe_sections import SurgerySettings
+from surgery.training.recipe_sections import LEAST_SIDE, SurgerySettings
 
 Kind = Literal["baseline", "original", "surgery"]
 CONTROL, RESOLUTION = "control", "resolution"
@@ -128,6 +128,7 @@ def variant_cell(recipe: Recipe, folder: Path, original: Path, variant: Variant,
     name = f"{variant.name}-e{epochs}-s{seed}"
     tuning = recipe.finetune
     warmup = min(tuning.warmup_epochs, epochs) if epochs else tuning.warmup_epochs
+    side = variant.settings.image_size or recipe.data.image_size
     changed = dataclasses.replace(
         recipe,
         output=str(folder / "cells" / name),
@@ -136,11 +137,18 @@ def variant_cell(recipe: Recipe, folder: Path, original: Path, variant: Variant,
         control=False,
         model=dataclasses.replace(recipe.model, checkpoint=str(original), weights=None, pretrained=False, kwargs={}),
         baseline=TrainSettings(epochs=0),
-        finetune=dataclasses.replace(tuning, epochs=epochs, warmup_epochs=warmup),
-        data=dataclasses.replace(recipe.data, image_size=variant.settings.image_size or recipe.data.image_size),
+        finetune=dataclasses.replace(tuning, epochs=epochs, warmup_epochs=warmup, first_size=_first_size(recipe, side)),
+        data=dataclasses.replace(recipe.data, image_size=side),
         surgery=_surgery(recipe, variant, seed),
     )
     return Cell(name, "original" if variant.method in (CONTROL, RESOLUTION) else "surgery", changed)
+
+
+def _first_size(recipe: Recipe, side: int) -> int | None:
+    """Of images with another side the same share; None where that is less than images may have."""
+    first = recipe.finetune.first_size
+    scaled = None if first is None else first * side // recipe.data.image_size
+    return scaled if scaled is not None and LEAST_SIDE <= scaled < side else None
 
 
 def _surgery(recipe: Recipe, variant: Variant, seed: int) -> SurgerySettings:

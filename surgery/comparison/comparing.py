@@ -23,7 +23,7 @@ from surgery.planning.registry import methods as registered
 from surgery.training.recipe import Recipe, RecipeError
 
 Jobs = dict[tuple[str, int], list[Cell]]  # the cells of all seeds, by the variant's name and the epochs
-Run = Callable[[Sequence[Variant], Sequence[int]], tuple[Jobs, dict[str, str]]]  # all at all lengths; with the errors
+Run = Callable[[Sequence[Variant], Sequence[int]], dict[str, str]]  # all at all lengths; returns the errors
 
 
 def every_method() -> list[str]:
@@ -92,14 +92,29 @@ def _epochs(recipe: Recipe, share: float) -> int:
 
 @dataclass(frozen=True)
 class Compared:
-    """What has been found out; ``failed`` holds errors by the names of cells and variants."""
+    """What has been found out.
+
+    Attributes:
+        failed: errors by the names of cells and variants.
+        best: how many methods got the longest fine-tuning; None: all.
+    """
 
     rows: list[Row]
     seeds: int
     failed: dict[str, str]
+    best: int | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the table must know."""
+        lines = notes(self.rows, self.seeds, self.failed)
+        if self.best is not None:
+            chosen = f"the longest fine-tuning only for the {self.best} best after the one before, at each budget"
+            lines.insert(1, f"{chosen}: chosen by the accuracies that are shown, on the same test images")
+        return lines
 
     def __str__(self) -> str:
-        return "\n".join([as_text(self.rows), "", *notes(self.rows, self.seeds, self.failed)])
+        return "\n".join([as_text(self.rows), "", *self.notes])
 
 
 def compare(
@@ -122,16 +137,19 @@ def compare(
     variants, failed = _variants(recipe, surgery.load(network), comparison)
     make = partial(variant_cell, recipe, folder, network)
     seeds = range(recipe.seed, recipe.seed + comparison.seeds)
+    trained = _trained_lengths(lengths)
+    jobs = {(v.name, epochs): [make(v, (seed, epochs)) for seed in seeds] for epochs in trained for v in variants}
+    for cell in (cell for cells in jobs.values() for cell in cells):
+        cell.check_spec()  # also of those that are run last
 
-    def run_all(variants: Sequence[Variant], lengths: Sequence[int]) -> tuple[Jobs, dict[str, str]]:
-        jobs = {(v.name, epochs): [make(v, (seed, epochs)) for seed in seeds] for epochs in lengths for v in variants}
-        return jobs, run_cells([cell for cells in jobs.values() for cell in cells], comparison.jobs)
+    def run_all(variants: Sequence[Variant], lengths: Sequence[int]) -> dict[str, str]:
+        chosen = [cell for epochs in lengths for v in variants for cell in jobs[v.name, epochs]]
+        return run_cells(chosen, comparison.jobs)
 
-    jobs, also_failed = _in_rounds(run_all, variants, _trained_lengths(lengths), comparison.best)
-    failed |= also_failed
+    failed |= _in_rounds(run_all, variants, jobs, trained, comparison.best)
     latencies = Latencies(folder / "latency.json", latency)
     rows = list(_rows(variants, lengths, jobs, baseline, latencies))
-    compared = Compared(rows, comparison.seeds, failed)
+    compared = Compared(rows, comparison.seeds, failed, comparison.best)
     _write(folder, compared, recipe, latency)
     return compared
 
@@ -155,14 +173,13 @@ def _with_original(recipe: Recipe, original: str | None) -> Recipe:
 
 
 def _in_rounds(
-    run: Run, variants: Sequence[Variant], lengths: Sequence[int], best: int | None
-) -> tuple[Jobs, dict[str, str]]:
-    """All lengths; the longest only of the best, where that is asked for."""
+    run: Run, variants: Sequence[Variant], jobs: Jobs, lengths: Sequence[int], best: int | None
+) -> dict[str, str]:
+    """All lengths; the longest only of the best, where that is asked for. Returns the errors."""
     if best is None:
         return run(variants, lengths)
-    jobs, failed = run(variants, lengths[:-1])
-    longest, also_failed = run(best_variants(variants, jobs, lengths[-2], best), lengths[-1:])
-    return jobs | longest, failed | also_failed
+    failed = run(variants, lengths[:-1])
+    return failed | run(best_variants(variants, jobs, lengths[-2], best), lengths[-1:])
 
 
 def best_variants(variants: Sequence[Variant], jobs: Jobs, epochs: int, count: int) -> list[Variant]:
@@ -230,9 +247,9 @@ def _write(folder: Path, compared: Compared, recipe: Recipe, latency: LatencySet
     """The files of a comparison."""
     rows = compared.rows
     title = f"{recipe.model.checkpoint or recipe.model.name} on {recipe.data.name}, {compared.seeds} seeds"
-    listed = "\n".join(f"- {note}" for note in notes(rows, compared.seeds, compared.failed))
+    listed = "\n".join(f"- {note}" for note in compared.notes)
     write_atomically(folder / "comparison.md", f"{title}\n\n{as_markdown(rows)}\n\n{listed}\n".encode())
-    more = {"recipe": recipe.to_dict(), "latency": vars(latency)}
+    more = {"recipe": recipe.to_dict(), "latency": vars(latency), "best": compared.best}
     write_json(folder / "results.json", rows, compared.failed, **more)
     plot_macs(folder / "accuracy_macs.png", rows, title)
     plot_time(folder / "accuracy_time.png", rows, title)

@@ -8,8 +8,8 @@ from accelerate.utils import set_seed
 from torch import nn
 
 import surgery
-from surgery.training.damage import LEAST
-from surgery.training.data_loading import make_loader
+from surgery.training.damage import IMAGES, LEAST, Judged, measure_damage
+from surgery.training.data_loading import labelled_images, make_loader
 from surgery.training.datasets import open_dataset
 from surgery.training.job_setup import make_accelerator, make_task
 from surgery.training.job_stages import Job, Stage
@@ -19,6 +19,7 @@ from surgery.training.output_folder import opened_output
 from surgery.training.recipe import Recipe, TrainSettings
 from surgery.training.stopping import StopRequests, stop_requests
 from surgery.training.tracking import Log
+from surgery.vision.preprocessing import MEMORY, Preprocessing
 
 
 def run_original(recipe: Recipe) -> None:
@@ -60,7 +61,7 @@ def _tuned(job: Job, original: nn.Module) -> nn.Module:
     recipe = job.recipe
     if not recipe.finetune.epochs:
         return original
-    settings = control_settings(recipe.finetune)
+    settings = control_settings(recipe.finetune, _lr_factor(job, original))
     stage = Stage("control", settings, recipe.seed + 1000, "control", teacher=original)
     network, curve = job.train(copy.deepcopy(original), stage)
     job.measure("after fine-tuning", network)
@@ -68,7 +69,26 @@ def _tuned(job: Job, original: nn.Module) -> nn.Module:
     return network
 
 
-def control_settings(settings: TrainSettings) -> TrainSettings:
-    """The fine-tuning of a network without surgery: no block was converted, and nothing was lost."""
-    lr = settings.lr * LEAST if settings.lr_by_damage else settings.lr
+def control_settings(settings: TrainSettings, lr_factor: float = LEAST) -> TrainSettings:
+    """The fine-tuning of a network without surgery: no block was converted.
+
+    Args:
+        lr_factor: by which the rate is multiplied where the damage decides it; default: nothing was lost.
+    """
+    lr = settings.lr * lr_factor if settings.lr_by_damage else settings.lr
     return dataclasses.replace(settings, block_weight=0.0, lr=lr, lr_by_damage=False)
+
+
+def _lr_factor(job: Job, original: nn.Module) -> float:
+    """What smaller images than those that the original was trained on have cost asks for."""
+    trained: Preprocessing | None = getattr(original, MEMORY, None)
+    data = job.recipe.data
+    if not job.recipe.finetune.lr_by_damage or trained is None or trained.size == job.image_size:
+        return LEAST
+    whole = dataclasses.replace(data, image_size=trained.size[1])
+    before = labelled_images(open_dataset(whole).train, whole, IMAGES, job.recipe.seed)
+    after = labelled_images(job.data.train, data, IMAGES, job.recipe.seed)
+    judged = Judged(original, before), Judged(original, after)
+    damage = measure_damage(job.accelerator, job.task, *judged, job.data.classes)
+    job.say(f"images of {data.image_size} pixels: {damage}; learning rate × {damage.lr_factor:.3f}")
+    return damage.lr_factor

@@ -9,8 +9,8 @@ from torch import Tensor
 def share_of_variance(output: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of an output, as a share of its target's variance; a scalar, float32 or float64.
 
-    Only ``output`` gets a gradient. Maps are big and this is all that is done to them, so each is read as few times as
-    can be, in its own dtype.
+    Only ``output`` gets a gradient. Maps are big and little is computed of them, so they are read as few times as can
+    be, and the output in its own dtype.
     """
     share: Tensor = _Share.apply(output, target)
     return share

@@ -22,16 +22,19 @@ class Matching:
         shape: (C, H, W) of an image.
 
     Attributes:
-        features: place of the map before pooling; None, with the reason in ``note``, where the networks have no common
-            one.
+        features: place of the map before pooling; None where the networks have no common one.
         blocks: names of the modules.
+        note: why there is no such place, or no block although blocks are wanted; else "".
     """
 
     def __init__(self, model: nn.Module, teacher: nn.Module, shape: tuple[int, ...], settings: MimicrySettings) -> None:
         self.model, self.teacher, self.settings = model, teacher, settings
         weight = first_weight(model)
         self.features, self.note = common_feature_map(model, teacher, shape)
-        self.blocks = _blocks(model, teacher, torch.zeros(2, *shape).to(weight)) if settings.block_weight else []
+        self.blocks: list[str] = []
+        if settings.block_weight:
+            self.blocks, reason = _blocks(model, teacher, torch.zeros(2, *shape).to(weight))
+            self.note = "; ".join(filter(None, (self.note, reason)))
         self.fast = weight.dtype == torch.float32 and computes_in_bfloat16(weight.device)
 
     def loss(self, images: Tensor) -> Tensor:
@@ -59,9 +62,10 @@ class Matching:
         return logits.float(), maps[-1] if maps else None, blocks
 
 
-def _blocks(model: nn.Module, teacher: nn.Module, images: Tensor) -> list[str]:
-    """None where nothing was converted, or channels are in different orders: then nothing inside is comparable."""
+def _blocks(model: nn.Module, teacher: nn.Module, images: Tensor) -> tuple[list[str], str]:
+    """Names, or the reason why there is none."""
     try:
-        return common_blocks(model, teacher, images)
-    except ValueError:
-        return []
+        names = common_blocks(model, teacher, images)
+    except ValueError as error:  # nothing was converted, or channels are in different orders
+        return [], f"no block: {error}"
+    return names, "" if names else "no block: all maps around changed layers have other shapes"

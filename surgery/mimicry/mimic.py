@@ -26,14 +26,15 @@ def mimic(
     *,
     held: Iterable[Any] | Tensor | None = None,
     settings: MimicrySettings | None = None,
-    count: int | None = 1024,
+    count: int | None = 2048,
     progress: bool = True,
     **options: Any,
 ) -> MimicryReport:
     """Train all weights of a converted network, in place, to answer what the original answers.
 
-    The logits, the feature map before pooling and the outputs of the blocks around converted layers are matched, by
-    SGD; BatchNorms are in training mode meanwhile, all else in eval mode. The weights of the check that agrees best
+    The logits and the feature map before pooling are matched by SGD, in eval mode. With 1,024 images or more BatchNorms
+    are in training mode meanwhile, and the outputs of the blocks around converted layers are matched too
+    (``batch_statistics`` and ``block_weight`` of :class:`MimicrySettings`). The weights of the check that agrees best
     with the original on held-out images are kept, and where none does better than the network as it came, that one; so
     too where it is interrupted or fails on the way.
 

@@ -49,7 +49,7 @@ class Pupil:
         weight = first_weight(model)
         self.held, self.images = held.to(weight), images.to(weight)
         self.matching = Matching(model, teacher, tuple(images.shape[1:]), self.settings)
-        with torch.no_grad():
+        with torch.no_grad(), eval_mode(teacher):
             self.originals = [logits_of(teacher(batch)) for batch in self.held.split(settings.batch_size)]
 
     def learn(self, progress: bool) -> MimicryReport:
@@ -59,8 +59,9 @@ class Pupil:
         self.checks, self.kept, self.best = [(0, first.kl, first.same)], 0, self._state()
         try:
             tried = self._tried(progress) if settings.steps and settings.lr is None else []
-            lr = settings.lr or min(tried, key=lambda pair: pair[1], default=(settings.first_rate, 0.0))[0]
-            self._learn_at(lr, progress)
+            for lr in _downhill(tried) or [settings.lr or settings.first_rate]:
+                if self._learn_at(lr, progress):
+                    break
         finally:  # also where it is interrupted
             self.model.load_state_dict(self.best)
         features = "" if self.matching.features is None else self.matching.features.module
@@ -77,8 +78,12 @@ class Pupil:
             time.perf_counter() - begin,
         )
 
-    def _learn_at(self, lr: float, progress: bool) -> None:
-        """Train; the best weights of all checks are remembered."""
+    def _learn_at(self, lr: float, progress: bool) -> bool:
+        """Train; the best weights of all checks are remembered. False where the rate turned out to be too high.
+
+        Raises:
+            ValueError: it did, and it was the setting's.
+        """
         settings, waiting = self.settings, 0
         for step, state in self._trained(lr, settings.steps, settings.checks, "mimicking", progress):
             seen = self._judged_with(state)
@@ -88,15 +93,18 @@ class Pupil:
                 self.kept, self.best, waiting = step, state, 0
             else:
                 waiting += 1
-            if not math.isfinite(seen.kl):
-                self._check_learnt(lr)
+            if not math.isfinite(seen.kl) and not self.kept:
+                self._check_searched(lr)
+                return False
             if waiting == settings.patience or not math.isfinite(seen.kl):
                 break
+        return True
 
-    def _check_learnt(self, lr: float) -> None:
-        """Raise ValueError where a loss that is not finite leaves nothing that was learnt before."""
-        if not self.kept:
+    def _check_searched(self, lr: float) -> None:
+        """Raise ValueError where a rate at which the loss is not finite was the setting's."""
+        if self.settings.lr is not None:
             raise ValueError(f"lr={lr:g}: the loss is not finite; a smaller one, or None to search for one, is needed")
+        self.model.load_state_dict(self.best)
 
     def judged(self) -> Agreement:
         """Agreement with the original on the held-out images."""
@@ -119,7 +127,7 @@ class Pupil:
             for rate in rates:
                 best = min(tried.values(), default=math.inf)
                 tried.setdefault(rate, self._tried_at(rate, progress))
-                if tried[rate] >= best:
+                if tried[rate] >= best and (math.isfinite(best) or rate >= self.settings.first_rate):
                     break
             if len(tried) > 2:  # a higher rate than the first was better
                 break
@@ -169,6 +177,12 @@ class Pupil:
                 average[name].lerp_(tensor, 1 - decay)
             else:
                 average[name].copy_(tensor)
+
+
+def _downhill(tried: list[tuple[float, float]]) -> list[float]:
+    """The best rate and those below it, highest first: what diverges in the end is followed by the next lower one."""
+    best = min(tried, key=lambda pair: pair[1], default=(0.0, 0.0))[0]
+    return [rate for rate in sorted(RATES, reverse=True) if rate <= best]
 
 
 @contextmanager

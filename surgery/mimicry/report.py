@@ -17,7 +17,8 @@ class MimicryReport:
         lr: learning rate that was used.
         tried: (rate, divergence after the trial), of each that was tried.
         kept: step whose weights the network has; 0 where none was better than none.
-        features: name of the module whose output was matched; "" where only logits were, for the reason in ``note``.
+        features: name of the module whose output was matched; "" where none was.
+        note: why no such output, or no block, was matched; else "".
         blocks: names of the modules whose outputs were matched as well.
         images, held: that were trained on, and that judged.
         seconds: that it took.
@@ -38,9 +39,11 @@ class MimicryReport:
         return [(str(step), f"{kl:.4f}", f"{100 * same:.1f} %") for step, kl, same in self.checks]
 
     def _lines(self) -> list[str]:
-        matched = f"the output of {self.features!r} and the logits" if self.features else f"the logits ({self.note})"
+        matched = f"the output of {self.features!r} and the logits" if self.features else "the logits"
         if self.blocks:
             matched = f"{len(self.blocks)} blocks, {matched}"
+        if self.note:
+            matched = f"{matched} ({self.note})"
         tried = ", ".join(f"{rate:g}: {kl:.4f}" for rate, kl in self.tried)
         kept = f"the weights of step {self.kept} are kept" if self.kept else "no step was better: all is as it was"
         lines = [f"matched: {matched}, on {self.images} images; {self.held} others judged", f"lr {self.lr:g}; {kept}"]

@@ -94,6 +94,6 @@ def relative_error(part: Part, changed: nn.Module, inputs: Sequence[Tensor]) -> 
             if not isinstance(own, Tensor):
                 return float("nan")
             error += float(F.mse_loss(other.float(), own.float())) * own.numel()
-            values, squares = values + float(own.sum()), squares + float(own.float().square().sum())
+            values, squares = values + float(own.float().sum()), squares + float(own.float().square().sum())
             count += own.numel()
     return error / max(squares - values**2 / count, 1e-300)

@@ -50,22 +50,23 @@ class Damage:
         )
 
 
-def measure_damage(
-    accelerator: Accelerator,
-    networks: tuple[nn.Module, nn.Module],
-    task: Task,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    classes: int,
-) -> Damage:
+@dataclass(frozen=True)
+class Judged:
+    """A network, and batches of images and labels that its loss is the mean over."""
+
+    network: nn.Module
+    batches: Iterable[tuple[Tensor, Tensor]]
+
+
+def measure_damage(accelerator: Accelerator, task: Task, original: Judged, converted: Judged, classes: int) -> Damage:
     """Both networks' loss on the same training images.
 
     Args:
-        networks: the original and the converted one.
-        batches: images and labels, read once for each network; a job takes 1,024 images at most, those that
-            calibration would take last.
+        original, converted: each with its batches, read once: a job takes 1,024 images at most, those that calibration
+            would take last.
         classes: among which a guess is made.
     """
-    losses = [_mean_loss(accelerator, network, task, batches) for network in networks]
+    losses = [_mean_loss(accelerator, judged.network, task, judged.batches) for judged in (original, converted)]
     agreed_losses = torch.tensor(losses, dtype=torch.float32, device=accelerator.device)
     if accelerator.num_processes > 1:
         agreed_losses = cast(Tensor, broadcast(agreed_losses))  # one learning rate for all

@@ -13,7 +13,7 @@ from torch import nn
 
 import surgery
 from surgery.training.block_distillation import distilled_blocks
-from surgery.training.damage import IMAGES, measure_damage
+from surgery.training.damage import IMAGES, Judged, measure_damage
 from surgery.training.data_loading import calibration_images, labelled_images, make_loader
 from surgery.training.datasets import open_dataset
 from surgery.training.evidence_images import DEFAULT, evidence_images
@@ -155,7 +155,8 @@ def _paced(job: Job, original: nn.Module, converted: nn.Module, seed: int) -> Tr
     if not settings.lr_by_damage:
         return settings
     batches = labelled_images(job.data.train, job.recipe.data, IMAGES, seed)
-    damage = measure_damage(job.accelerator, (original, converted), job.task, batches, job.data.classes)
+    judged = [Judged(network, batches) for network in (original, converted)]
+    damage = measure_damage(job.accelerator, job.task, judged[0], judged[1], job.data.classes)
     lr = settings.lr * damage.lr_factor
     job.say(f"surgery and calibration: {damage}; fine-tuning at lr {settings.lr:g} × {damage.lr_factor:.3f} = {lr:.2g}")
     return replace(settings, lr=lr)

@@ -95,6 +95,12 @@ class Recipe:
                     f"{name}.first_size={settings.first_size}: less than data.image_size={side} is needed"
                 )
 
+            if settings.first_size is not None and self.find_batch_size:
+                raise RecipeError(
+                    f"find_batch_size=true: a batch that fits may not once images have grown from {name}.first_size="
+                    f"{settings.first_size}; false, or {name}.first_size=null, is needed"
+                )
+
     def _check_label_maps(self) -> None:
         for name, settings in (("baseline", self.baseline), ("finetune", self.finetune)):
             if settings.mixup:

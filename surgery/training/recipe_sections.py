@@ -31,6 +31,8 @@ from surgery.training.recipe_values import (
 )
 from surgery.vision.segmentation import View
 
+LEAST_SIDE = 8  # of training images, in pixels
+
 SEGMENTATION_DATASETS = ("cityscapes", "segmentation_folder")
 HELD_ELSEWHERE = {
     "surgery.options": {
@@ -297,10 +299,10 @@ class TrainSettings:
         default=1.0, ge=0, le=100_000, description="epochs, or a part of one, in which the learning rate rises"
     )
     smoothing: Number = Field(default=0.0, ge=0, lt=1, description="of labels")
-    first_size: Annotated[Whole, Field(ge=8, le=100_000)] | None = Field(
+    first_size: Annotated[Whole, Field(ge=LEAST_SIDE, le=100_000)] | None = Field(
         default=None,
-        description="side of the training images in the first epoch, in pixels: it grows to data.image_size, which it "
-        "has from two thirds of the epochs on; null: always that",
+        description="side of the training images in the first of several epochs, in pixels: it grows to "
+        "data.image_size, which it has from two thirds of the epochs on; null, or a single epoch: always that",
     )
     mixup: Number = Field(default=0.0, ge=0, le=10, description="alpha of mixup; 0: none")
     ema_decay: Number = Field(
@@ -344,8 +346,9 @@ class TrainSettings:
     def size_in(self, epoch: int, whole: int) -> int:
         """Side in pixels that training images have in an epoch, counted from 0, of ``whole`` at the end.
 
-        Progressive resizing, as speedruns have it (Howard, fast.ai's DAWNBench entry, 2018). Sides are multiples of
-        4 pixels, of large images 32, since every side costs a search for the fastest convolutions.
+        Progressive resizing, as speedruns have it (Howard, fast.ai's DAWNBench entry, 2018). Sides between
+        the first and the last are multiples of 4 pixels, of large images 32, since every side costs a search for the
+        fastest convolutions.
         """
         if self.first_size is None or self.epochs < 2:
             return whole

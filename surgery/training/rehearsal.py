@@ -22,6 +22,7 @@ from surgery.training.image_dataset import ImageDataset
 from surgery.training.image_scan import readable_sample
 from surgery.training.objective import make_scheduler, prepare_objective
 from surgery.training.original_network import Original, find_original
+from surgery.training.progressive_size import sized
 from surgery.training.recipe import Recipe, RecipeError
 from surgery.training.task import Task
 from surgery.training.training_spec import (
@@ -157,5 +158,20 @@ def _rehearse_training(spec: TrainingSpec, network: nn.Module, batch: Sequence[T
         objective.train()
         with torch.no_grad():
             objective(images.to(memory_format=execution.memory_format), labels)
+            _rehearse_first_size(spec, objective, (images, labels))
     finally:
         accelerator.free_memory()
+
+
+def _rehearse_first_size(spec: TrainingSpec, objective: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    """Raise RecipeError where the network does not take images of the first epoch's size."""
+    images = sized(batch[0], spec.settings, epoch=0)
+    try:
+        objective(images.to(memory_format=spec.execution.memory_format), batch[1])
+    except (AssertionError, RuntimeError, ValueError) as error:
+        if images.shape == batch[0].shape:
+            raise
+        raise RecipeError(
+            f"first_size={spec.settings.first_size}: the network fails with images of {tuple(images.shape[2:])} pixels "
+            f"({error!s:.200}); null, or a size that it takes, is needed"
+        ) from error

@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate.utils import DistributedType, broadcast, broadcast_object_list, set_seed
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from surgery.training.batch_norm_statistics import batch_norms, frozen_statistic
 from surgery.training.block_distillation import BlockDistillationTask
 from surgery.training.non_finite import NonFiniteLossError, first_non_finite
 from surgery.training.objective import make_scheduler, prepare_objective
+from surgery.training.progressive_size import sized
 from surgery.training.sampling_order import EpochSampler
 from surgery.training.stopping import Stopped, StopRequests
 from surgery.training.training_spec import TrainingSpec, check_sharding, student_copy
@@ -177,21 +177,13 @@ class Training:
             self.objective.block_weight = self.settings.block_weight_in(progress.epoch)
         for step, (images, labels) in enumerate(self.loader, progress.step):
             _seed_step(self.seed, progress.epoch, step, self.accelerator.process_index)
-            images = self._sized(images.to(self.accelerator.device), progress.epoch)  # noqa: PLW2901
+            images = sized(images.to(self.accelerator.device), self.settings, progress.epoch)  # noqa: PLW2901
+            images = images.to(memory_format=self.memory_format)  # noqa: PLW2901
             value = self._affordable_step(step, images, labels.to(self.accelerator.device))
             if not math.isfinite(value):
                 raise NonFiniteLossError(self._blame(self._title(progress.epoch), value, progress.epoch, step, images))
             self.scheduler.step_update(progress.epoch * self.steps + step + 1)
             yield step, value
-
-    def _sized(self, images: Tensor, epoch: int) -> Tensor:
-        """Images (N, C, H, W) as large as they are in this epoch."""
-        side = max(images.shape[2:])
-        size = self.settings.size_in(epoch, side)
-        if size != side:
-            sides = [round(length * size / side) for length in images.shape[2:]]
-            images = F.interpolate(images, size=sides, mode="bilinear", antialias=True)
-        return images.to(memory_format=self.memory_format)
 
     def _title(self, epoch: int) -> str:
         return f"{self.label} {epoch + 1}/{self.settings.epochs}"

@@ -32,7 +32,7 @@ class TrainingSpec:
     Attributes:
         teacher: of the distillation, where ``settings`` ask for one.
         blocks: names of the modules whose outputs are matched
-            (:func:`surgery.training.block_distillation.common_blocks`).
+            (:func:`surgery.mimicry.common_blocks.common_blocks`).
         seed: of the order of images, their augmentation, and the random numbers of steps.
         label: of the progress bar and of messages.
     """

@@ -16,9 +16,8 @@ ROOT = Path(__file__).parents[2]
 NETWORK = [
     "model.name=timm/nf_resnet26",
     "model.kwargs={num_classes: 10, channels: [32, 64, 64, 64], depths: [1, 1, 1, 1]}",
-    "baseline.epochs=2",
-    "finetune.epochs=2",
-    "baseline.save_minutes=0",
+    "baseline.epochs=1",
+    "finetune.epochs=1",
     "surgery.calibrate=0",
 ]
 
@@ -43,7 +42,7 @@ def finish(arguments):
 @pytest.mark.usefixtures("on_cpu")
 def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     # at the recipe's own rate rounding alone, such as another number of threads, grows to 0.3 % of the loss
-    gentle = ["baseline.lr=3e-4", "finetune.lr=3e-4"]
+    gentle = ["baseline.lr=3e-4", "finetune.lr=3e-4", "baseline.epochs=2"]
     assert "logits identical on 360 test images" in finish(command(tmp_path / "two", 2, "data.batch_size=35", *gentle))
     finish(command(tmp_path / "one", 1, "data.batch_size=70", *gentle))
     two, one = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("two", "one"))
@@ -57,7 +56,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
 
 @pytest.mark.usefixtures("on_cpu")
 def test_when_one_is_killed_all_end_and_the_same_command_goes_on(tmp_path):
-    arguments = command(tmp_path, 2, "data.batch_size=35")
+    arguments = command(tmp_path, 2, "data.batch_size=35", "baseline.save_minutes=0")
     process = subprocess.Popen(
         arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -97,7 +96,7 @@ def on_two_machines(*outputs):
         port = free.getsockname()[1]
     processes = []
     for rank, output in enumerate(outputs):
-        arguments = command(output, 1, "baseline.epochs=1", "finetune.epochs=0", "data.batch_size=35")
+        arguments = command(output, 1, "finetune.epochs=0", "data.batch_size=35")
         variables = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environment = os.environ | {key: str(value) for key, value in variables.items()}
         processes.append(subprocess.Popen(arguments, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))

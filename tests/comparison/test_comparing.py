@@ -76,8 +76,10 @@ def test_the_longest_fine_tuning_only_for_the_best(finished):
     assert compare(finished, *METHODS[:-1], "0,1,2", "--best", "1", "--seconds", "0") == 0
     after = {epochs: {method for method, length in rows(finished) if length == epochs} for epochs in (1, 2)}
     assert after[1] == {"control", "dwp", "l1", "resolution"}
-    ranked = sorted(after[1] - {"control"}, key=lambda method: rows(finished)[method, 1]["tuned"])
-    assert after[2] == {"control", ranked[-1]}
+    tuned = {method: rows(finished)[method, 1]["tuned"] for method in ("dwp", "l1", "resolution")}
+    assert after[2] == {"control", max(tuned, key=lambda method: tuned[method])}  # of equal ones the first
+    assert "only for the 1 best after the one before" in (finished / "comparison.md").read_text()
+    assert json.loads((finished / "results.json").read_text())["best"] == 1
 
 
 def test_other_settings_in_the_same_folder_are_refused(finished, capsys):

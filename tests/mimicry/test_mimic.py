@@ -1,6 +1,7 @@
 """``surgery.mimic``: gradient steps towards the original, judged on images held out."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -51,6 +52,42 @@ def test_it_comes_nearer_on_images_that_it_has_not_seen(teacher):
     for part in ("4 blocks, the output of 'layer4", "are kept", "lr 0.003"):
         assert part in str(report)
     assert report._repr_html_()
+
+
+def test_statistics_of_the_batch_and_blocks_come_nearer_too(teacher):
+    model = damaged(teacher)
+    report = surgery.mimic(
+        model, teacher, images(), steps=60, batch_size=16, lr=1e-2, batch_statistics=True, crop=1.0, progress=False
+    )
+    assert report.kept and len(report.blocks) == 4
+    assert min(kl for _, kl, _ in report.checks) < report.checks[0][1]
+    assert not any(module.training for module in model.modules())
+
+
+def test_the_teacher_is_asked_in_eval_mode_and_stays_as_it_is(teacher):
+    training = copy.deepcopy(teacher).train()
+    reports = [
+        surgery.mimic(damaged(teacher), own, images(), steps=2, batch_size=16, lr=1e-3, checks=1, progress=False)
+        for own in (teacher, training)
+    ]
+    assert reports[0].checks == reports[1].checks
+    assert training.training
+    assert all(torch.equal(tensor, teacher.state_dict()[name]) for name, tensor in training.state_dict().items())
+
+
+def test_the_search_goes_on_to_a_rate_at_which_something_is_finite(teacher, monkeypatch):
+    monkeypatch.setattr(Pupil, "_tried_at", lambda self, rate, progress: 1 - rate if rate < 2e-4 else math.inf)
+    report = surgery.mimic(damaged(teacher), teacher, images(), steps=1, batch_size=16, progress=False)
+    assert report.lr == max(rate for rate in RATES if rate < 2e-4)
+
+
+def test_a_searched_rate_that_diverges_in_the_end_is_followed_by_a_lower_one(teacher, monkeypatch):
+    monkeypatch.setattr("surgery.mimicry.pupil.RATES", (1e-3, 1e12))
+    monkeypatch.setattr(Pupil, "_tried", lambda self, progress: [(1e12, 0.1)])
+    model = damaged(teacher)
+    report = surgery.mimic(model, teacher, images(), steps=4, batch_size=16, checks=1, progress=False)
+    assert report.lr == 1e-3
+    assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
 
 
 def test_the_weights_that_did_best_are_kept(teacher):
@@ -138,6 +175,8 @@ def test_where_maps_differ_the_logits_alone_are_matched(teacher):
     matched = surgery.convert(teacher, calibrate=images(), match=True)
     report = surgery.mimic(matched, teacher, images(), steps=1, lr=1e-4, progress=False)
     assert report.features == "" and "different orders" in report.note
+    report = surgery.mimic(matched, teacher, images(), steps=1, lr=1e-4, block_weight=1.0, progress=False)
+    assert not report.blocks and "no block: " in str(report)
 
 
 @pytest.mark.parametrize(

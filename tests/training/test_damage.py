@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState
 
 from surgery.training import job, job_stages, run
 from surgery.training.classification_task import ImageClassification
-from surgery.training.damage import Damage, measure_damage
+from surgery.training.damage import Damage, Judged, measure_damage
 from surgery.training.data_loading import calibration_images, labelled_images
 from surgery.training.datasets import open_dataset
 from surgery.training.recipe import DataSettings, RecipeError
@@ -50,12 +50,16 @@ class Sure(torch.nn.Module):
         return logits[:, :, None, None].expand(-1, -1, *images.shape[-2:]) if self.pixels else logits
 
 
+def damage_of(networks, task, batches, classes):
+    return measure_damage(Accelerator(), task, *(Judged(network, batches) for network in networks), classes)
+
+
 def test_measured_as_the_mean_loss_of_images():
     settings = DataSettings()
     data = open_dataset(settings)
     sure = Sure([3.0] + [0.0] * 9).train()
     batches = labelled_images(data.train, settings, 1024, 0)
-    damage = measure_damage(Accelerator(), (Sure([0.0] * 10), sure), ImageClassification(10), batches, 10)
+    damage = damage_of((Sure([0.0] * 10), sure), ImageClassification(10), batches, 10)
     chosen = list(labelled_images(data.train, settings, 1024, 0))
     labels = torch.cat([labels for _, labels in chosen])
     assert len(labels) == 1024
@@ -71,7 +75,7 @@ def test_measured_on_label_maps(tmp_path):
     settings = DataSettings(root=str(tmp_path), **PIXELS)
     networks = Sure([0.0] * 3, pixels=True), Sure([9.0, 0.0, 0.0], pixels=True)
     batches = labelled_images(open_dataset(settings).train, settings, 1024, 0)
-    damage = measure_damage(Accelerator(), networks, SemanticSegmentation(), batches, 3)
+    damage = damage_of(networks, SemanticSegmentation(), batches, 3)
     assert damage.original == pytest.approx(math.log(3), abs=1e-5)
     assert damage.converted > damage.original
 

@@ -12,6 +12,10 @@ from safetensors import safe_open
 import finetune
 import surgery
 from surgery.training import load_recipe, run
+from surgery.training.classification_task import ImageClassification
+from surgery.training.recipe import RecipeError, TrainSettings
+from surgery.training.rehearsal import _rehearse_first_size
+from surgery.training.training_spec import TrainingSpec
 
 LIGHT = "channels: [8, 16, 16, 16], layers: [1, 1, 1, 1]"
 SMALL = [
@@ -51,6 +55,7 @@ def checkpoint(path, classes=10):
         (["output={file}"], "there is a file of that name"),
         (["output={file}/x"], r"output=.*file/x: .*file is a file; a folder"),
         (["output=/proc/foo"], r"output=/proc/foo: nothing can be written to /"),
+        (["find_batch_size=true", "baseline.first_size=8"], "images have grown from baseline.first_size=8"),
         (["surgery.options={taw: 0.3}"], "did you mean 'tau'"),
         (
             ["checkpoint_activations=true", "model.name=torchvision/resnet18", "model.kwargs={}"],
@@ -86,6 +91,26 @@ def test_what_needs_whole_weights_is_refused_where_they_are_sharded(tmp_path, mo
         assert finetune.main([*how, *overrides, f"finetune.{key}"]) == 2
         assert "not with FSDP" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+class OneSize(torch.nn.Module):
+    def forward(self, images, labels):
+        if images.shape[2:] != (16, 16):
+            raise AssertionError("images of 16 pixels only")  # as timm's patch embeddings do
+        return images.mean() + labels.float().mean()
+
+
+def test_a_network_that_does_not_take_images_of_the_first_size():
+    batch = torch.zeros(2, 3, 16, 16), torch.zeros(2, dtype=torch.int64)
+
+    def rehearsed(**settings):
+        spec = TrainingSpec(Accelerator(), ImageClassification(10), TrainSettings(**settings))
+        _rehearse_first_size(spec, OneSize(), batch)
+
+    rehearsed(epochs=3)
+    rehearsed(epochs=1, first_size=8)
+    with pytest.raises(RecipeError, match=r"first_size=8: .* of \(8, 8\) pixels \(images of 16 pixels only\)"):
+        rehearsed(epochs=3, first_size=8)
 
 
 def test_dry_run_shows_the_plan_at_the_images_size(capsys):
