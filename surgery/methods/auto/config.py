@@ -23,7 +23,7 @@ class AutoConfig:
         engine, threads, batch, dtype: that ``latency`` is measured with (:class:`surgery.core.run_setting.Setting`).
         count: images that take part at most.
         round_to: with ``latency``, widths become multiples of this; a processor computes odd ones no faster.
-        finalists: mixtures that are calibrated and compared before one is chosen.
+        finalists: mixtures, and plans of single methods, that are calibrated and compared before one is chosen.
         file: where measurements are kept, so that what was interrupted goes on; None keeps none.
         front: a picture (.png, .svg, .pdf) of the Pareto front, to be written with its JSON beside it.
 
@@ -41,7 +41,7 @@ class AutoConfig:
     dtype: str = "float32"
     count: int = 256
     round_to: int | None = None
-    finalists: int = 4
+    finalists: int = 7
     file: str | None = None
     front: str | None = None
 

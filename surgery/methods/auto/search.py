@@ -1,8 +1,10 @@
 """From measured candidates to the mixture that is best at a budget."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
+from itertools import chain
+from typing import Any
 
 from tqdm import tqdm
 
@@ -19,6 +21,7 @@ from surgery.planning.decision import Decision
 from surgery.planning.evidence import Evidence
 from surgery.planning.plan import Plan
 from surgery.planning.registry import configure, method_named
+from surgery.planning.registry import methods as registered_methods
 from surgery.planning.rehearsal import rehearse, rehearsed_graph
 from surgery.planning.selection import Selection
 from surgery.sensitivity_analysis.images import split_images
@@ -103,12 +106,13 @@ class Search:
             needed = max(0.0, needed + (finalist.reached - target) * self.total)
         return best
 
-    def alone(self) -> Iterator[Finalist]:
-        """What each method plans by itself that takes such a budget."""
+    def alone(self, methods: Mapping[str, Mapping[str, Any]]) -> Iterator[Finalist]:
+        """What each method plans by itself that takes such a budget, and has what it looks at."""
         budget = self.config.budget
-        for name, options in self.bench.spec.methods.items():
+        for name, options in methods.items():
             method = method_named(name)
-            if budget not in (option.name for option in fields(method.Config)):
+            takes_budget = budget in (option.name for option in fields(method.Config))
+            if not takes_budget or (method.evidence == "labelled images" and self.fit.labels is None):
                 continue
             config = configure(method, {**options, budget: self.config.share})
             evidence = Evidence(self.model, self.fit.evidence())
@@ -116,13 +120,26 @@ class Search:
             if decisions:
                 yield Finalist(f"{name} alone", tuple(decisions), self.share(decisions))
 
+    def _whole_methods(self) -> dict[str, dict[str, Any]]:
+        """Methods that are not mixed, but are worth comparing; none where the user has named methods."""
+        names = [name for name, method in registered_methods().items() if getattr(method, "whole", False)]
+        return {} if self.config.methods else {name: self._rounding(name) for name in names}
+
     def finalists(self) -> list[Finalist]:
-        """Different mixtures at the budget, as many as are asked for."""
+        """What is different at the budget, as many as are asked for."""
         mixtures = [self.mixture(name, loss) for name, loss in WEIGHTS.items()]
         distinct: dict[tuple, Finalist] = {}
-        for finalist in (*self.alone(), *(mixture for mixture in mixtures if mixture is not None)):
-            distinct.setdefault(tuple(row for decision in finalist.decisions for row in decision.rows), finalist)
-        return list(distinct.values())[: self.config.finalists]
+        for finalist in chain(
+            self.alone(self.bench.spec.methods),
+            (mixture for mixture in mixtures if mixture is not None),
+            self.alone(self._whole_methods()),
+        ):
+            method = "" if finalist.predicted is not None else finalist.name  # other channels, though as many
+            rows = tuple(row for decision in finalist.decisions for row in decision.rows)
+            distinct.setdefault((method, rows), finalist)
+            if len(distinct) == self.config.finalists:
+                break
+        return list(distinct.values())
 
     def best(self) -> list[Finalist]:
         """The finalists that meet the budget, the best first."""

@@ -86,6 +86,17 @@ def test_the_best_of_the_finalists_is_chosen_and_the_others_are_told(model, tmp_
     assert front.read_bytes().startswith(b"\x89PNG")
 
 
+def test_single_methods_that_are_not_mixed_are_compared_too(model):
+    labels = torch.arange(32) % 5
+    with_labels = str(surgery.plan(model, "auto", images=[(images(), labels)], input_size=SIZE, macs=0.5))
+    without = str(surgery.plan(model, "auto", images=[images()], input_size=SIZE, macs=0.5))
+    for text, labelled in ((with_labels, True), (without, False)):
+        assert "l1 alone" in text and "sfvr alone" in text
+        assert ("taylor alone" in text) == labelled
+    named = str(plan(model, macs=0.5, methods="reconstruction", finalists=7))
+    assert "l1 alone" not in named
+
+
 def test_a_latency_is_measured(model, tmp_path, monkeypatch):
     monkeypatch.setenv("SURGERY_CACHE", str(tmp_path))
     text = str(plan(model, latency=0.9, threads=1, methods="reconstruction"))
