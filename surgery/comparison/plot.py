@@ -31,7 +31,7 @@ def _plot(path: Path, rows: Sequence[Row], x: Callable[[Row], float], label: str
     panels = figure.subplots(1, len(lengths), squeeze=False)[0]
     for axes, epochs in zip(panels, lengths, strict=True):
         _draw_panel(axes, [row for row in rows if row.epochs == epochs], x)
-        axes.set(title=f"{epochs} epochs", xlabel=label)
+        axes.set(title=f"{epochs} epoch{'' if epochs == 1 else 's'}", xlabel=label)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy (%)")
     panels[-1].legend(fontsize="small")
