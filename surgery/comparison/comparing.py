@@ -246,7 +246,8 @@ def _time(variant: Variant, cell: Cell, baseline: Cell, latencies: Latencies) ->
 def _write(folder: Path, compared: Compared, recipe: Recipe, latency: LatencySettings) -> None:
     """The files of a comparison."""
     rows = compared.rows
-    title = f"{recipe.model.checkpoint or recipe.model.name} on {recipe.data.name}, {compared.seeds} seed{'' if compared.seeds == 1 else 's'}"
+    over = "1 seed" if compared.seeds == 1 else f"{compared.seeds} seeds"
+    title = f"{recipe.model.checkpoint or recipe.model.name} on {recipe.data.name}, {over}"
     listed = "\n".join(f"- {note}" for note in compared.notes)
     write_atomically(folder / "comparison.md", f"{title}\n\n{as_markdown(rows)}\n\n{listed}\n".encode())
     more = {"recipe": recipe.to_dict(), "latency": vars(latency), "best": compared.best}
