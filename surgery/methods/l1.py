@@ -23,7 +23,7 @@ class L1(ScoredPruning):
     name: ClassVar[str] = "l1"
     Config: ClassVar[type] = L1Config
     evidence: ClassVar[Kind] = "weights"
-    whole: ClassVar[bool] = True
+    by_budget: ClassVar[bool] = True
     changes: ClassVar[str] = "layers lose the channels with the smallest weights"
     where: ClassVar[str] = "any coupled channels but the model's outputs"
 

@@ -40,7 +40,7 @@ class SFVR(ScoredPruning):
     name: ClassVar[str] = "sfvr"
     Config: ClassVar[type] = SFVRConfig
     evidence: ClassVar[Kind] = "weights"
-    whole: ClassVar[bool] = True
+    by_budget: ClassVar[bool] = True
     changes: ClassVar[str] = "layers lose the channels that contribute least to the variance of what reads them"
     where: ClassVar[str] = "any coupled channels but the model's outputs"
 

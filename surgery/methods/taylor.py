@@ -24,7 +24,7 @@ class Taylor(ScoredPruning):
     name: ClassVar[str] = "taylor"
     Config: ClassVar[type] = TaylorConfig
     evidence: ClassVar[Kind] = "labelled images"
-    whole: ClassVar[bool] = True
+    by_budget: ClassVar[bool] = True
     changes: ClassVar[str] = "layers lose the channels that the loss depends on least"
     where: ClassVar[str] = "any coupled channels but the model's outputs"
 

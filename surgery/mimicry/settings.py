@@ -23,8 +23,8 @@ class MimicrySettings:
             divergence of the logits.
         batch_statistics: whether BatchNorms normalise by the batch while learning, as in any training, and their
             running statistics follow; else they stay as calibration has set them, which permits lower rates only and
-            spoils nothing at first. None: with at least 1,024 images to
-            learn from, besides those that judge.
+            spoils nothing at first. None: with at least 1,024 images to learn from, besides
+            those that judge.
         block_weight: of the same error, its mean over the smallest modules around each converted layer whose output has
             one shape in both networks. None: 24 with ``batch_statistics``, else 0.
         crop: least share of its area that a random crop of an image has, enlarged to the whole again; 1: no crop.

@@ -93,7 +93,9 @@ def relative_error(part: Part, changed: nn.Module, inputs: Sequence[Tensor]) -> 
             own, other = part.module(x), changed(x)
             if not isinstance(own, Tensor):
                 return float("nan")
-            error += float(F.mse_loss(other.float(), own.float())) * own.numel()
-            values, squares = values + float(own.float().sum()), squares + float(own.float().square().sum())
+            exact = torch.promote_types(own.dtype, torch.float32)  # halves overflow; what is better stays
+            own, other = own.to(exact), other.to(exact)
+            error += float(F.mse_loss(other, own)) * own.numel()
+            values, squares = values + float(own.sum()), squares + float(own.square().sum())
             count += own.numel()
     return error / max(squares - values**2 / count, 1e-300)

@@ -155,8 +155,8 @@ def _paced(job: Job, original: nn.Module, converted: nn.Module, seed: int) -> Tr
     if not settings.lr_by_damage:
         return settings
     batches = labelled_images(job.data.train, job.recipe.data, IMAGES, seed)
-    judged = [Judged(network, batches) for network in (original, converted)]
-    damage = measure_damage(job.accelerator, job.task, judged[0], judged[1], job.data.classes)
+    judged = Judged(original, batches), Judged(converted, batches)
+    damage = measure_damage(job.accelerator, job.task, *judged, job.data.classes)
     lr = settings.lr * damage.lr_factor
     job.say(f"surgery and calibration: {damage}; fine-tuning at lr {settings.lr:g} × {damage.lr_factor:.3f} = {lr:.2g}")
     return replace(settings, lr=lr)

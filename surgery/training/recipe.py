@@ -94,7 +94,6 @@ class Recipe:
                 raise RecipeError(
                     f"{name}.first_size={settings.first_size}: less than data.image_size={side} is needed"
                 )
-
             if settings.first_size is not None and self.find_batch_size:
                 raise RecipeError(
                     f"find_batch_size=true: a batch that fits may not once images have grown from {name}.first_size="

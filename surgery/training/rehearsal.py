@@ -166,11 +166,11 @@ def _rehearse_training(spec: TrainingSpec, network: nn.Module, batch: Sequence[T
 def _rehearse_first_size(spec: TrainingSpec, objective: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
     """Raise RecipeError where the network does not take images of the first epoch's size."""
     images = sized(batch[0], spec.settings, epoch=0)
+    if images.shape == batch[0].shape:
+        return
     try:
         objective(images.to(memory_format=spec.execution.memory_format), batch[1])
     except (AssertionError, RuntimeError, ValueError) as error:
-        if images.shape == batch[0].shape:
-            raise
         raise RecipeError(
             f"first_size={spec.settings.first_size}: the network fails with images of {tuple(images.shape[2:])} pixels "
             f"({error!s:.200}); null, or a size that it takes, is needed"

@@ -3,7 +3,7 @@
 Every site is tried with every method, one at a time (:func:`surgery.sensitivity`); an integer program takes of these
 what saves enough and loses least; what the sum promises is corrected by what the whole network costs, for a latency as
 it is measured; and the best few mixtures, and what single methods plan (those that are mixed, and those with a class
-attribute ``whole``), are calibrated and compared on images that nothing was fitted on.
+attribute ``by_budget``), are calibrated and compared on images that nothing was fitted on.
 """
 
 from dataclasses import replace

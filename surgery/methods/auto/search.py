@@ -120,9 +120,9 @@ class Search:
             if decisions:
                 yield Finalist(f"{name} alone", tuple(decisions), self.share(decisions))
 
-    def _whole_methods(self) -> dict[str, dict[str, Any]]:
+    def _methods_by_budget(self) -> dict[str, dict[str, Any]]:
         """Methods that are not mixed, but are worth comparing; none where the user has named methods."""
-        names = [name for name, method in registered_methods().items() if getattr(method, "whole", False)]
+        names = [name for name, method in registered_methods().items() if getattr(method, "by_budget", False)]
         return {} if self.config.methods else {name: self._rounding(name) for name in names}
 
     def finalists(self) -> list[Finalist]:
@@ -132,7 +132,7 @@ class Search:
         for finalist in chain(
             self.alone(self.bench.spec.methods),
             (mixture for mixture in mixtures if mixture is not None),
-            self.alone(self._whole_methods()),
+            self.alone(self._methods_by_budget()),
         ):
             method = "" if finalist.predicted is not None else finalist.name  # other channels, though as many
             rows = tuple(row for decision in finalist.decisions for row in decision.rows)
