@@ -62,6 +62,16 @@ class SurgeryLayer(nn.Module):
         """A scalar that the trainer adds to its loss after each forward, with its weight in it; None for none."""
         return None
 
+    def set_progress(self, share: float) -> None:
+        """Told before each epoch of a training how much of it is done, 0 to 1; what follows a schedule heeds it."""
+
+    def computed_macs(self, x: Tensor, y: Tensor) -> Tensor | None:
+        """Of a layer that computes less for some images: the multiply-accumulates (N,) of a call from ``x`` to ``y``.
+
+        What :meth:`cost` says is then what it computes at most. None: as much for every image.
+        """
+        return None
+
     def folded(self) -> nn.Module | None:
         """A module for inference that computes the same in eval mode, with what is constant folded into weights.
 
@@ -102,6 +112,13 @@ class SurgeryLayer(nn.Module):
             outputs: the same of what it gives.
         """
         raise NotImplementedError(f"{type(self).__name__}.cost()")
+
+
+def set_progress(network: nn.Module, share: float) -> None:
+    """Tell every surgery layer of a network how much of its training is done, 0 to 1."""
+    for layer in network.modules():
+        if isinstance(layer, SurgeryLayer):
+            layer.set_progress(share)
 
 
 def replace_layers(model: nn.Module, form: Callable[[SurgeryLayer], nn.Module]) -> nn.Module:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from surgery.core.surgery_layer import set_progress
 from surgery.training.auxiliary_losses import whole_loss
 from surgery.training.batch_norm_statistics import batch_norms, frozen_statistics
 from surgery.training.block_distillation import BlockDistillationTask
@@ -97,6 +98,7 @@ class Training:
         with self.stop.deferred():
             progress = self.state.load(self.accelerator, self.ema)
             network = self.ema.module if self.ema else self.accelerator.unwrap_model(self.objective.trainable_module)
+            self._tell_layers(max(0, progress.epoch - (progress.step == 0)))
             if progress.history:
                 reached(network, progress.history)
             while progress.epoch < self.settings.epochs:
@@ -173,6 +175,7 @@ class Training:
             return
         self.order.begin(progress.epoch, progress.step * self._images_per_step())
         self.objective.train()
+        self._tell_layers(progress.epoch)
         if isinstance(self.objective, BlockDistillationTask):
             self.objective.block_weight = self.settings.block_weight_in(progress.epoch)
         for step, (images, labels) in enumerate(self.loader, progress.step):
@@ -184,6 +187,11 @@ class Training:
                 raise NonFiniteLossError(self._blame(self._title(progress.epoch), value, progress.epoch, step, images))
             self.scheduler.step_update(progress.epoch * self.steps + step + 1)
             yield step, value
+
+    def _tell_layers(self, epoch: int) -> None:
+        """Let layers that follow a schedule be what they are in an epoch; those of the EMA, which is judged, too."""
+        for network in (self.objective.trainable_module, *([self.ema.module] if self.ema else [])):
+            set_progress(network, epoch / self.settings.epochs)
 
     def _title(self, epoch: int) -> str:
         return f"{self.label} {epoch + 1}/{self.settings.epochs}"

@@ -38,12 +38,14 @@ class LayerKind:
         Options: a frozen dataclass of JSON values, which checks them; a tuple comes as a list.
         replacing: makes the layer that takes a convolution's place, from it and the options.
         inserted: makes the layer in front of a convolution, from its width, the squeezed width and the options.
+        behind: makes the layer behind a module, from the width of the map that this gives and the options.
     """
 
     name: str
     Options: type[Any]
     replacing: Callable[[nn.Conv2d, Any], nn.Module] | None = None
     inserted: Callable[[int, int, Any], Insertion] | None = None
+    behind: Callable[[int, Any], nn.Module] | None = None
 
 
 _KINDS: dict[str, LayerKind] = {}
@@ -58,7 +60,7 @@ def register_layer(kind: LayerKind) -> LayerKind:
 
 
 def _parts(kind: LayerKind) -> tuple[Any, ...]:
-    return kind.Options, kind.replacing, kind.inserted
+    return kind.Options, kind.replacing, kind.inserted, kind.behind
 
 
 def layer_kind(name: str) -> LayerKind:

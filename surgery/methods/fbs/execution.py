@@ -1,0 +1,177 @@
+"""How an FBS layer computes its kept channels: the fastest of several forms, found out by measuring.
+
+- ``dense``: all channels, then masked.
+- ``images``: images with the same active channels together, filters gathered for them.
+- ``grouped``: the filters of all images gathered, one convolution with a group for each image; no device waits.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from surgery.methods.fbs.skipping import WORTH_GATHERING, same_sets, scattered
+from surgery.methods.fbs.winner_take_all import active_indices
+
+if TYPE_CHECKING:
+    from surgery.methods.fbs.layer import FBSConv2d
+
+ROUNDS = 3
+
+
+@dataclass
+class Execution:
+    """The form that was fastest, by all that it depends on; or one form, whatever was measured."""
+
+    form: str | None = None
+    fastest: dict[Any, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one forward has to compute.
+
+    Attributes:
+        x: (N, C, H, W), or (N, k, H, W) of its channels ``inputs`` (N, k).
+        pooled, mask, factors: (N, C), (N, C_out), (N, C_out).
+        outputs: (N, count), the active channels.
+    """
+
+    layer: "FBSConv2d"
+    x: Tensor
+    inputs: Tensor | None
+    pooled: Tensor
+    mask: Tensor
+    factors: Tensor
+    outputs: Tensor
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What the speed of the forms depends on."""
+        x = self.x
+        return tuple(x.shape), x.dtype, x.device.type, x.is_contiguous(), torch.get_num_threads(), self.layer.count
+
+
+def may_skip(layer: "FBSConv2d", x: Tensor) -> bool:
+    """Whether a forward may leave channels out: in eval mode, without gradients, on a tensor with numbers."""
+    if layer.training or layer.count == layer.out_channels or torch.compiler.is_compiling():
+        return False
+    if type(x) is not Tensor or x.device.type not in ("cpu", "cuda") or torch.jit.is_tracing() or not len(x):
+        return False
+    if layer.norm is not None and layer.norm.running_mean is None:
+        return False
+    return not (torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad))
+
+
+def fastest(
+    layer: "FBSConv2d", x: Tensor, inputs: Tensor | None, pooled: Tensor, mask: Tensor, factors: Tensor
+) -> Tensor:
+    """The layer's output by the form that is the fastest for such inputs, which the first call finds out.
+
+    Returns:
+        (N, C_out, H', W'); of a layer that hands compact maps on, (N, count, H', W').
+    """
+    task = Task(layer, x, inputs, pooled, mask, factors, active_indices(mask, layer.count))
+    execution = layer._execution
+    form = execution.form or execution.fastest.get(task.key)
+    if form is None:
+        form = execution.fastest[task.key] = _measured(task)
+    return FORMS[form](task)
+
+
+def _measured(task: Task) -> str:
+    if task.x.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return "grouped"
+    seconds = {name: [_seconds(task, form) for _ in range(ROUNDS + 1)][1:] for name, form in FORMS.items()}
+    return min(seconds, key=lambda name: min(seconds[name]))
+
+
+def _seconds(task: Task, form: Callable[[Task], Tensor]) -> float:
+    wait = torch.cuda.synchronize if task.x.device.type == "cuda" else (lambda: None)
+    wait()
+    begin = time.perf_counter()
+    form(task)
+    wait()
+    return time.perf_counter() - begin
+
+
+def _dense(task: Task) -> Tensor:
+    y = task.layer.dense(task.x, task.inputs, task.mask, task.factors)
+    if not _hands_on(task.layer):
+        return y
+    return _handed(task, torch.gather(y, 1, task.outputs[:, :, None, None].expand(-1, -1, *y.shape[2:])))
+
+
+def _images(task: Task) -> Tensor:
+    """Image by image; but those that share their active channels together."""
+    parts, numbers = [], []
+    for images, (outputs, inputs) in same_sets(task.outputs, _active_inputs(task)):
+        assert outputs is not None
+        x = task.x if len(images) == len(task.x) else task.x[images]
+        if inputs is not None:
+            inputs = inputs[inputs >= 0]
+            if task.inputs is None:
+                x = x.index_select(1, inputs)
+        y = task.layer.filters(x, outputs, inputs)
+        parts.append(task.layer.activated(y, task.factors[images][:, outputs], outputs))
+        numbers += images
+    y = parts[0] if len(parts) == 1 else torch.cat(parts)[torch.tensor(numbers).argsort()]
+    return _finished(task, y)
+
+
+def _active_inputs(task: Task) -> Tensor | None:
+    """Numbers of the input channels that are not zero (N, k), a row filled up with −1; None where most are active."""
+    if task.inputs is not None or task.x.device.type != "cpu":
+        return task.inputs
+    active = task.pooled > 0
+    counts = active.sum(1)
+    if int(counts.max()) > WORTH_GATHERING * task.layer.in_channels:
+        return None
+    longest = max(1, int(counts.max()))
+    indices = active_indices(active, longest)
+    return indices.masked_fill(torch.arange(longest) >= counts.clamp_min(1)[:, None], -1)
+
+
+def _grouped(task: Task) -> Tensor:
+    """All images in one convolution, a group each, whose filters are gathered."""
+    layer, x, count = task.layer, task.x, len(task.x)
+    weight = layer.weight[task.outputs] if task.inputs is None else _filters_of(task)
+    filters = layer.filters
+    bias = None if filters.bias is None else filters.bias[task.outputs].flatten()
+    flat = x.reshape(1, -1, *x.shape[2:])
+    y = F.conv2d(flat, weight.flatten(0, 1), bias, filters.stride, filters.padding, filters.dilation, count)
+    y = y.reshape(count, layer.count, *y.shape[2:])
+    return _finished(task, _activated_each(task, y))
+
+
+def _filters_of(task: Task) -> Tensor:
+    assert task.inputs is not None
+    return task.layer.weight[task.outputs[:, :, None], task.inputs[:, None, :]]
+
+
+def _activated_each(task: Task, y: Tensor) -> Tensor:
+    """Norm, activation and boosting where each image has its own channels: as one image of N · count channels."""
+    flat = y.reshape(1, -1, *y.shape[2:])
+    factors = task.factors.gather(1, task.outputs).flatten()[None]
+    return task.layer.activated(flat, factors, task.outputs.flatten()).reshape(y.shape)
+
+
+def _hands_on(layer: "FBSConv2d") -> bool:
+    return layer.compact and layer.gives is not None
+
+
+def _finished(task: Task, y: Tensor) -> Tensor:
+    return _handed(task, y) if _hands_on(task.layer) else scattered(y, task.outputs, task.layer.out_channels)
+
+
+def _handed(task: Task, y: Tensor) -> Tensor:
+    assert task.layer.gives is not None
+    task.layer.gives.give(task.outputs)
+    return y
+
+
+FORMS: dict[str, Callable[[Task], Tensor]] = {"dense": _dense, "images": _images, "grouped": _grouped}

@@ -1,0 +1,75 @@
+"""Convolutions of some output channels from some input channels, image by image: what FBS does at inference."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WORTH_GATHERING = 0.75  # share of active inputs below which a map without the rest is made
+
+
+class Link:
+    """Hands the active channels of a compact map from the layer that gives it to the only one that reads it.
+
+    Both hold the same link, also in copies and pickles of their model. Threads that run one model do not meet.
+    """
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    def give(self, indices: Tensor) -> None:
+        """``indices``: (N, k), of the map that the layer returns next."""
+        self._local.indices = indices
+
+    def take(self) -> Tensor:
+        """What was given last."""
+        return self._local.indices  # type: ignore[no-any-return]
+
+    def __reduce__(self) -> tuple[type["Link"], tuple[()]]:
+        return Link, ()
+
+
+@dataclass(frozen=True)
+class Filters:
+    """A convolution's weight (C_out, C_in, kh, kw), bias (C_out,) or None, and how it is laid over the map."""
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, int]
+    padding: Any
+    dilation: tuple[int, int]
+
+    def __call__(self, x: Tensor, outputs: Tensor | None = None, inputs: Tensor | None = None) -> Tensor:
+        """(N, k_out, H', W') from (N, k_in, H, W): the filters ``outputs``, each of its channels ``inputs`` alone."""
+        weight, bias = self.weight, self.bias
+        if outputs is not None:
+            weight, bias = weight.index_select(0, outputs), None if bias is None else bias.index_select(0, outputs)
+        if inputs is not None:
+            weight = weight.index_select(1, inputs)
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
+
+
+def same_sets(*indices: Tensor | None) -> Iterator[tuple[list[int], list[Tensor | None]]]:
+    """Images whose active channels agree: their numbers, and the rows of ``indices`` (N, k) that they share."""
+    given = [index for index in indices if index is not None]
+    if not given:
+        raise ValueError("no indices")
+    images: dict[tuple[int, ...], list[int]] = {}
+    for number, row in enumerate(torch.cat(given, 1).tolist()):
+        images.setdefault(tuple(row), []).append(number)
+    for numbers in images.values():
+        yield numbers, [None if index is None else index[numbers[0]] for index in indices]
+
+
+def scattered(x: Tensor, indices: Tensor, channels: int) -> Tensor:
+    """(N, channels, H, W) with the channels of a compact map (N, k, H, W) where ``indices`` (N, k) say, zeros else."""
+    full = x.new_zeros((x.shape[0], channels, *x.shape[2:]))
+    if not x.is_contiguous():
+        full = full.to(memory_format=torch.channels_last)
+    if len(x) == 1:
+        return full.index_copy_(1, indices[0], x)
+    return full.scatter_(1, indices[:, :, None, None].expand_as(x), x)

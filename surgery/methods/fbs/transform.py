@@ -1,0 +1,104 @@
+"""Put an FBS layer in the place of a convolution, its norm and its activation."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from torch import nn
+
+from surgery.core.errors import check_choice
+from surgery.methods.fbs.layer import PLACEMENTS, FBSConv2d
+from surgery.transforms.field_checks import channels, module_name
+from surgery.transforms.modules_by_name import checked_conv, put, submodule
+from surgery.transforms.transform import CALL, Choice, Transform, plain, transform
+
+
+@dataclass(frozen=True)
+class FBSOptions:
+    """Options of the layer.
+
+    Attributes:
+        density: d, the share of output channels that are kept, in (0, 1].
+        placement, l1: see :class:`surgery.methods.fbs.layer.FBSConv2d`.
+        schedule: densities of the training before it reaches ``density``, each for an equal share of the epochs.
+    """
+
+    density: float = 0.5
+    placement: str = "output"
+    l1: float = 1e-8
+    schedule: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.schedule, list | tuple):
+            raise TypeError(f"schedule={self.schedule!r}: a list of densities such as [1, 0.8, 0.6] is needed")
+        for name, density in (("density", self.density), *(("schedule", value) for value in self.schedule)):
+            if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
+                raise ValueError(f"{name}={density!r}: a share of the channels, above 0 and at most 1, is needed")
+        check_choice("placement", self.placement, PLACEMENTS)
+        if isinstance(self.l1, bool) or not isinstance(self.l1, int | float) or not 0 <= self.l1 < float("inf"):
+            raise ValueError(f"l1={self.l1!r}: a number >= 0 is needed")
+        object.__setattr__(self, "schedule", tuple(self.schedule))
+
+
+@transform("boost_and_suppress")
+@dataclass(frozen=True)
+class BoostAndSuppress(Transform):
+    """The convolution ``module`` becomes an FBS layer, which takes in what follows it.
+
+    Attributes:
+        module: the convolution's qualified name.
+        channels: (in, out) of the convolution as it is found.
+        norm: name of the BatchNorm2d that alone reads it, "" for none; nn.Identity takes its place.
+        act: the same of the activation behind that.
+        producer: name of an FBS layer whose output this one alone reads, with nothing between that treats channels
+            differently; "" for none.
+        options: of :class:`FBSOptions`; one that is left out has its default.
+    """
+
+    module: str
+    channels: tuple[int, int]
+    norm: str = ""
+    act: str = ""
+    producer: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        module_name("module", self.module)
+        for name in ("norm", "act", "producer"):
+            if getattr(self, name):
+                module_name(name, getattr(self, name))
+        object.__setattr__(self, "channels", channels("channels", self.channels))
+        object.__setattr__(self, "options", _checked(self.options))
+
+    def apply(self, model: nn.Module, choice: Choice = None) -> None:
+        conv = checked_conv(model, self.module, self.channels)
+        norm = submodule(model, self.norm, nn.BatchNorm2d) if self.norm else None
+        act = submodule(model, self.act) if self.act else None
+        layer = FBSConv2d(conv, norm, act, **{**self.options, "schedule": tuple(self.options["schedule"])})
+        if self.producer:
+            layer.link(cast(FBSConv2d, submodule(model, self.producer, FBSConv2d)))
+        put(model, self.module, layer)
+        for name in self.removed():
+            put(model, name, nn.Identity())
+
+    def changed(self) -> tuple[str, ...]:
+        return (self.module,)
+
+    def added(self) -> tuple[str, ...]:
+        return (self.module,)
+
+    def removed(self) -> tuple[str, ...]:
+        return tuple(name for name in (self.norm, self.act) if name)
+
+    def work(self, model: nn.Module) -> int:
+        return 4 * CALL
+
+
+def _checked(options: Any) -> dict[str, Any]:
+    names = [option.name for option in dataclasses.fields(FBSOptions)]
+    if not isinstance(options, dict) or not set(options) <= set(names):
+        raise ValueError(f"options={options!r:.120}: there are {', '.join(names)}")
+    try:
+        return {name: plain(value) for name, value in dataclasses.asdict(FBSOptions(**options)).items()}
+    except TypeError as error:
+        raise ValueError(str(error)) from error

@@ -1,0 +1,40 @@
+"""Which channels are kept for an image, and their saliencies (FBS, Eq. 4-6)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def kept_count(density: float, channels: int) -> int:
+    """⌈d · C⌉, and at least one; a product that only rounding lifts above a whole number is that number."""
+    return max(1, math.ceil(round(density * channels, 6)))
+
+
+def winner_take_all(saliency: Tensor, count: int) -> Tensor:
+    """The ``count`` channels of each image with the largest saliency; of equal ones the first.
+
+    Args:
+        saliency: (N, C), finite.
+        count: 1 to C.
+
+    Returns:
+        (N, C) bool with exactly ``count`` True in each row. Operators that exporters know, and no gradient.
+    """
+    saliency = saliency.detach()
+    least = saliency.topk(count, dim=1).values[:, -1:]
+    above, level = saliency > least, saliency == least
+    room = count - above.sum(1, keepdim=True)
+    return above | (level & (level.cumsum(1) <= room))
+
+
+def active_indices(mask: Tensor, count: int) -> Tensor:
+    """(N, count): where a mask with ``count`` True in each row is True, in ascending order; no device waits for it."""
+    return torch.sort(mask.to(torch.uint8), dim=1, descending=True, stable=True).indices[:, :count]
+
+
+def mean_magnitude(x: Tensor) -> Tensor:
+    """(N, C): mean of |x| (N, C, H, W) over the places, accumulated in float32 at least; no map is written."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    summed = torch.linalg.vector_norm(x, 1, (2, 3), dtype=dtype)
+    return summed / (x.shape[2] * x.shape[3])

@@ -1,0 +1,62 @@
+"""``se``: squeeze and excitation (Hu et al., CVPR 2018) at the end of residual branches, starting as the identity."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from timm.layers import SEModule
+from torch import nn
+
+from surgery.core.errors import is_whole
+from surgery.graph import ModelGraph
+from surgery.methods.planners.attention import AttentionOptions, plan_attention
+from surgery.methods.planners.neutral_gate import NeutralSigmoid, built_alike
+from surgery.planning.evidence import Evidence, Kind
+from surgery.planning.registry import Proposal, register
+from surgery.planning.selection import Selection
+from surgery.transforms.layer_kinds import LayerKind, register_layer
+
+
+@dataclass(frozen=True)
+class SEOptions:
+    """Options of the layer.
+
+    Attributes:
+        ratio: r, channels ÷ width of the bottleneck inside.
+    """
+
+    ratio: int = 16
+
+    def __post_init__(self) -> None:
+        if not is_whole(self.ratio, 1):
+            raise ValueError(f"ratio={self.ratio!r}: a whole number >= 1 is needed")
+
+
+@dataclass(frozen=True)
+class SEConfig(AttentionOptions):
+    """Where it goes; see there."""
+
+
+def _behind(channels: int, options: SEOptions) -> nn.Module:
+    """timm's module, whose last layer is zero: its gate is 1."""
+    width = max(1, channels // options.ratio)
+    layer = built_alike(lambda: SEModule(channels, rd_channels=width, gate_layer=NeutralSigmoid))
+    nn.init.zeros_(layer.fc2.weight)
+    nn.init.zeros_(layer.fc2.bias)
+    return layer
+
+
+register_layer(LayerKind("se", SEOptions, behind=_behind))
+
+
+@register
+class SE:
+    """See the module."""
+
+    name: ClassVar[str] = "se"
+    Config: ClassVar[type] = SEConfig
+    evidence: ClassVar[Kind] = "none"
+    changes: ClassVar[str] = "a gate for each channel, from the mean over the map, is added; it starts at 1"
+    where: ClassVar[str] = "at the end of residual branches; behind chosen convolutions"
+
+    def plan(self, graph: ModelGraph, selection: Selection, config: SEConfig, evidence: Evidence) -> Proposal:
+        return plan_attention(graph, selection, config, ("se", {"ratio": config.ratio}))
