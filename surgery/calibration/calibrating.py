@@ -165,7 +165,8 @@ def _fit(target: Target, number: int, passes: "Passes", rows_per_feature: float,
     if target.aim is None:
         return _start(cast(SurgeryLayer, passes.networks[0].get_submodule(target.layer)), target, number, passes)
     layer, own = (network.get_submodule(target.layer) for network in passes.networks)
-    norm, own_norm = (cast(_BatchNorm, n.get_submodule(target.norm)) if target.norm else None for n in passes.networks)
+    norms = zip(passes.networks, (target.norm, target.own_norm if target.norm else None), strict=True)
+    norm, own_norm = (cast(_BatchNorm, n.get_submodule(name)) if name else None for n, name in norms)
     after = None if own_norm is own else own_norm
     regression = Regression(layer, own, after, target, channels)
     regression.collect(passes, number, rows_per_feature)

@@ -41,6 +41,7 @@ class Target:
         own_reads: where its input is in the original network, for a layer that reads fewer channels than it did: what
             those that are left can tell of the others is learnt there.
         elements: numbers that both networks hold for one image while they wait here.
+        own_norm: the norm's name in the original network, where it has another there.
     """
 
     layer: str
@@ -52,6 +53,7 @@ class Target:
     fixed: str = ""
     own_reads: Place | None = None
     elements: int = 0
+    own_norm: str | None = None
 
 
 def targets(
@@ -201,15 +203,15 @@ def _target(converted: ModelGraph, original: ModelGraph, node: fx.Node, own: fx.
     layer = converted.modules[name]
     reads = Place(f"{name}.squeeze", True) if isinstance(layer, SqueezedConv2d) else Place(name, False)
     norm, last, total = to_sum(converted, node)
-    _, own_last, own_total = to_sum(original, own)
+    own_norm, own_last, own_total = to_sum(original, own)
     if total is not None and own_total is not None:
         other, own_other = addend_of(total, last), addend_of(own_total, own_last)
         places = place_of(converted, other), place_of(original, own_other), place_of(original, own_last)
         alike = _alike(other, last) and _alike(own_other, own_last)
         if all(places) and alike and _precedes(converted, other, node):
             addends = cast("tuple[Place, Place]", places[:2])
-            return Target(name, norm, reads, cast(Place, places[2]), addends)
-    return Target(name, norm, reads, Place(name, True))
+            return Target(name, norm, reads, cast(Place, places[2]), addends, own_norm=own_norm)
+    return Target(name, norm, reads, Place(name, True), own_norm=own_norm)
 
 
 def to_sum(graph: ModelGraph, node: fx.Node) -> tuple[str | None, fx.Node, fx.Node | None]:

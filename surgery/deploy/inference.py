@@ -15,6 +15,7 @@ from surgery.core.errors import SurgeryError
 from surgery.core.eval_mode import eval_mode
 from surgery.core.norm_folding import norm_folded
 from surgery.core.surgery_layer import SurgeryLayer, replace_layers
+from surgery.deploy.whole_map_conv import WholeMapConv2d, covering_convs
 from surgery.graph import ModelGraph, record
 from surgery.graph.dataflow import sole_user
 from surgery.graph.input_size import InputSize
@@ -41,7 +42,8 @@ def optimize_for_inference(
     """A copy of a trained model that computes the same faster: save the model itself, this copy is for running.
 
     Folds every BatchNorm that follows one convolution into it, what surgery layers say of themselves can be folded, and
-    weights that are standardised at call time into plain ones.
+    weights that are standardised at call time into plain ones. A convolution whose kernel covers its map becomes a
+    product of matrices.
 
     Args:
         model: converted or not, with weights; it is not changed.
@@ -65,6 +67,8 @@ def optimize_for_inference(
         _fold_weights(folded, name, module)
     for conv, norm in pairs:
         _fold_norm(folded, conv, norm)
+    for name in covering_convs(record(folded, shape)):
+        folded.set_submodule(name, WholeMapConv2d.wrap(folded.get_submodule(name)))  # type: ignore[arg-type]
     _check_same(model, folded, shape)
     folded.requires_grad_(False)
     if channels_last:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import surgery
+from surgery.planning.computed_macs import counting_macs
 from surgery.training.data_loading import make_loader
 from surgery.training.image_dataset import ImageDataset
 from surgery.training.job_setup import make_execution
@@ -87,8 +88,12 @@ class Job:
         self.accelerator.print(text)
 
     def measure(self, stage: str, model: nn.Module) -> None:
-        accuracy = self.task.evaluate(self.accelerator, model.to(self.accelerator.device), self.test)
-        self.outcome.add(stage, accuracy, surgery.cost(model, self.image_size))
+        """Accuracy on the test images, and what the network computes for one of them, on the average."""
+        with counting_macs(model) as computed:
+            accuracy = self.task.evaluate(self.accelerator, model.to(self.accelerator.device), self.test)
+        counted = surgery.cost(model, self.image_size)
+        spent = replace(counted, macs=counted.macs + round(computed.difference))
+        self.outcome.add(stage, accuracy, spent)
 
     def train(self, network: nn.Module, stage: Stage) -> tuple[nn.Module, History]:
         """Train, or go on; the state's folder is named after the stage."""

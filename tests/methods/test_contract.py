@@ -16,6 +16,7 @@ from surgery.graph import record
 from surgery.graph.operation_cost import graph_cost
 from surgery.planning.registry import methods
 from surgery.planning.rehearsal import rehearsed_graph
+from surgery.planning.sites import spatial_sites
 from surgery.training.block_distillation import BlockDistillationTask, distilled_blocks
 from surgery.training.recipe import TrainSettings
 from surgery.transforms.history import changed_modules, history
@@ -52,7 +53,11 @@ class Case:
 
 SETTINGS = {
     "auto": {"macs": 0.8, "finalists": 1, "methods": ["pix", "reconstruction"]},
+    "cbam": {},
+    "fbs": {"density": 0.75},
+    "fbs-squeeze": {},
     "pix": {},
+    "se": {},
     "squeeze-conv": {"zeta": 2},
     "dwp": {},
     "l1": {"macs": 0.6},
@@ -157,7 +162,7 @@ def test_calibration_brings_it_nearer(original, case, converted):
     unseen = images(64, seed=9)
     with torch.no_grad():
         before, after = (F.mse_loss(model(unseen), original(unseen)) for model in (converted, calibrated))
-    assert after < before
+    assert after < before or (before < 1e-12 and after < 1e-3)  # what is inserted may be the identity at first
 
 
 def test_calibrating_later_knows_what_changed(original, converted):
@@ -198,7 +203,10 @@ def test_a_file_brings_it_back(original, converted, tmp_path):
 def test_further_surgery_goes_on_top(converted, case, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConversionWarning)
-        twice = surgery.convert(converted, "squeeze-conv", zeta=2, insert="*conv2*", input_size=SIZE).eval()
+        further = {"method": "squeeze-conv", "zeta": 2, "insert": "*conv2*"}
+        if not spatial_sites(record(converted, SIZE))[0]:  # all of them have become layers of the method
+            further = {"method": "se"}
+        twice = surgery.convert(converted, strict=True, input_size=SIZE, **further).eval()
     assert len(history(twice)) > len(history(converted))
     surgery.save(twice, tmp_path / "twice.safetensors", input_size=SIZE)
     with torch.no_grad():

@@ -1,4 +1,7 @@
-"""How an FBS layer computes its kept channels: the fastest of several forms, found out by measuring.
+"""How an FBS layer computes its kept channels.
+
+A model as it is converted or loaded takes one form, so that it gives the same numbers whenever it runs. A copy that
+:func:`surgery.optimize_for_inference` made takes the fastest, which the first call with inputs of a kind finds out:
 
 - ``dense``: all channels, then masked.
 - ``images``: images with the same active channels together, filters gathered for them.
@@ -14,13 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from surgery.methods.fbs.skipping import WORTH_GATHERING, same_sets, scattered
+from surgery.methods.fbs.skipping import WORTH_GATHERING, same_sets, scattered, selected
 from surgery.methods.fbs.winner_take_all import active_indices
 
 if TYPE_CHECKING:
     from surgery.methods.fbs.layer import FBSConv2d
 
 ROUNDS = 3
+FEWEST_PLACES = 16  # of an output map: below, gathering a filter takes longer than applying it to them
 
 
 @dataclass
@@ -67,20 +71,25 @@ def may_skip(layer: "FBSConv2d", x: Tensor) -> bool:
     return not (torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad))
 
 
-def fastest(
+def computed(
     layer: "FBSConv2d", x: Tensor, inputs: Tensor | None, pooled: Tensor, mask: Tensor, factors: Tensor
 ) -> Tensor:
-    """The layer's output by the form that is the fastest for such inputs, which the first call finds out.
+    """The layer's output, of its kept channels alone.
 
     Returns:
         (N, C_out, H', W'); of a layer that hands compact maps on, (N, count, H', W').
     """
     task = Task(layer, x, inputs, pooled, mask, factors, active_indices(mask, layer.count))
     execution = layer._execution
-    form = execution.form or execution.fastest.get(task.key)
+    form = execution.form or (execution.fastest.get(task.key) if layer.compact else _steady(task))
     if form is None:
         form = execution.fastest[task.key] = _measured(task)
     return FORMS[form](task)
+
+
+def _steady(task: Task) -> str:
+    height, width = task.x.shape[2] // task.layer.stride[0], task.x.shape[3] // task.layer.stride[1]
+    return "images" if height * width >= FEWEST_PLACES else "dense"
 
 
 def _measured(task: Task) -> str:
@@ -115,7 +124,7 @@ def _images(task: Task) -> Tensor:
         if inputs is not None:
             inputs = inputs[inputs >= 0]
             if task.inputs is None:
-                x = x.index_select(1, inputs)
+                x = selected(x, inputs)
         y = task.layer.filters(x, outputs, inputs)
         parts.append(task.layer.activated(y, task.factors[images][:, outputs], outputs))
         numbers += images

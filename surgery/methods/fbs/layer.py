@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from surgery.core.norm_folding import norm_folded
 from surgery.core.surgery_layer import OpCost, SurgeryLayer
-from surgery.methods.fbs.execution import Execution, fastest, may_skip
+from surgery.methods.fbs.execution import Execution, computed, may_skip
 from surgery.methods.fbs.saliency_start import fitted_saliency
-from surgery.methods.fbs.skipping import Filters, Link, scattered
+from surgery.methods.fbs.skipping import WORTH_GATHERING, Filters, Link, scattered
 from surgery.methods.fbs.winner_take_all import kept_count, mean_magnitude, winner_take_all
 
 PLACEMENTS = ("output", "norm_scale")
@@ -106,7 +106,7 @@ class FBSConv2d(SurgeryLayer):
         mask = winner_take_all(saliency, self.count)
         factors = self._factors(saliency, mask)
         if may_skip(self, x):
-            return fastest(self, x, inputs, pooled, mask, factors)
+            return computed(self, x, inputs, pooled, mask, factors)
         return self.dense(x, inputs, mask, factors)
 
     def _pooled(self, x: Tensor, inputs: Tensor | None) -> Tensor:
@@ -176,6 +176,7 @@ class FBSConv2d(SurgeryLayer):
         """The pooled input beside the mean magnitude of every output channel, (N, C + C_out)."""
         if self.placement != "output":
             return None
+        x = x.to(self.weight.dtype)
         ones = x.new_ones((len(x), self.out_channels))
         return torch.cat([mean_magnitude(x), mean_magnitude(self.activated(self.filters(x), ones))], 1)
 
@@ -198,14 +199,25 @@ class FBSConv2d(SurgeryLayer):
         return layer
 
     def computed_macs(self, x: Tensor, y: Tensor) -> Tensor:
-        """Multiply-accumulates (N,) of a call: kept channels (N, C_out, H', W') from inputs that are not zero."""
+        """Multiply-accumulates (N,) of a call from (N, C, H, W) to (N, C_out, H', W'): zero inputs are left out, too."""
         active = (mean_magnitude(x) > 0).sum(1)
+        if self.count == self.out_channels:
+            active = active.new_full(active.shape, self.in_channels)
+        elif self.reads is not None:
+            active = active.new_full(active.shape, self._linked_inputs)
+        else:
+            active = active.where(active <= WORTH_GATHERING * self.in_channels, self.in_channels)
         return self.count * active * self.weight[0, 0].numel() * y.shape[2] * y.shape[3] + self.saliency.weight.numel()
+
+    @property
+    def _linked_inputs(self) -> int:
+        """Input channels that a linked layer computes; all of them where none is linked."""
+        return self.in_channels if self.reads is None else kept_count(self.density, self.in_channels)
 
     def cost(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> OpCost:
         """Of the kept channels, from the kept channels of a layer that is linked to; saliency and pooling included."""
         places = out_shape[2] * out_shape[3]
-        active = self.in_channels if self.reads is None else kept_count(self.density, self.in_channels)
+        active = self._linked_inputs
         predictor = self.in_channels * self.out_channels
         macs = self.count * active * self.weight[0, 0].numel() * places + predictor
         pooling = active * in_shape[2] * in_shape[3]

@@ -9,7 +9,7 @@ from timm.layers import BatchNormAct2d
 from torch import fx, nn
 
 from surgery.graph import ModelGraph
-from surgery.graph.dataflow import conv_spec, convs, is_pooled, sole_user, source, spatial_size
+from surgery.graph.dataflow import back_to, conv_spec, convs, is_pooled, sole_user, source, spatial_size
 from surgery.planning.sites import COMPUTED, Skipped
 
 _ZERO_STAYS_ZERO = {
@@ -17,6 +17,7 @@ _ZERO_STAYS_ZERO = {
 }
 _EACH_CHANNEL_ALONE = (nn.MaxPool2d, nn.AvgPool2d, nn.Identity, nn.Dropout, nn.Dropout2d)
 _EACH_CHANNEL_ALONE_FUNCTIONS = {"max_pool2d", "avg_pool2d", "dropout", "dropout2d", *_ZERO_STAYS_ZERO}
+_BETWEEN = frozenset({"norm", "act", "identity"})
 BATCH_NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 
 
@@ -42,9 +43,12 @@ def gated_sites(graph: ModelGraph) -> tuple[list[GatedSite], list[Skipped]]:
     """All convolutions that can leave channels out, in order, and the others with the reason."""
     sites: list[GatedSite] = []
     skipped: dict[str, str] = {}
+    classifiers = _classifiers(graph)
     for node in convs(graph):
         name = node.meta.get("module")
         reason = "a bare F.conv2d call, not a module that can be replaced" if name is None else _refused(graph, node)
+        if node in classifiers:
+            reason = "a classifier written as a convolution: it uses each weight once"
         if reason:
             skipped.setdefault(name or f"{node.meta['owner']} (F.conv2d)", reason)
         else:
@@ -63,6 +67,18 @@ def producers(graph: ModelGraph, sites: list[GatedSite]) -> Mapping[str, str]:
         if node in giving and len(node.users) == 1:
             result[site.name] = giving[node]
     return result
+
+
+def _classifiers(graph: ModelGraph) -> set[fx.Node]:
+    """Convolutions that make one value of a whole map, as VGG's in timm, and those of what these give."""
+    classifiers: set[fx.Node] = set()
+    for node in convs(graph):
+        kernel, sides = conv_spec(graph, node).kernel, source(node).meta["shape"][2:]
+        covers = spatial_size(node) == 1 and tuple(sides) == kernel and kernel != (1, 1)
+        after = back_to(source(node), lambda n: n in classifiers, _BETWEEN) if spatial_size(node) == 1 else None
+        if covers or after is not None:
+            classifiers.add(node)
+    return classifiers
 
 
 def _refused(graph: ModelGraph, node: fx.Node) -> str:

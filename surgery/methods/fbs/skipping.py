@@ -47,9 +47,10 @@ class Filters:
         """(N, k_out, H', W') from (N, k_in, H, W): the filters ``outputs``, each of its channels ``inputs`` alone."""
         weight, bias = self.weight, self.bias
         if outputs is not None:
-            weight, bias = weight.index_select(0, outputs), None if bias is None else bias.index_select(0, outputs)
+            weight = _rows(weight, outputs)
+            bias = None if bias is None else bias.index_select(0, outputs)
         if inputs is not None:
-            weight = weight.index_select(1, inputs)
+            weight = selected(weight, inputs)
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
 
 
@@ -65,11 +66,32 @@ def same_sets(*indices: Tensor | None) -> Iterator[tuple[list[int], list[Tensor 
         yield numbers, [None if index is None else index[numbers[0]] for index in indices]
 
 
+def _rows(weight: Tensor, rows: Tensor) -> Tensor:
+    """``weight.index_select(0, rows)``, in the layout of ``weight``, whose rows are copied whole."""
+    if weight.is_contiguous():
+        return weight.index_select(0, rows)
+    return weight.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+
+
+def selected(x: Tensor, channels: Tensor) -> Tensor:
+    """``x.index_select(1, channels)`` of (N, C, H, W), in the layout of ``x``."""
+    if x.is_contiguous():
+        return x.index_select(1, channels)
+    rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])  # of two dimensions it is five times as fast as of four
+    return rows.index_select(1, channels).reshape(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+
+
 def scattered(x: Tensor, indices: Tensor, channels: int) -> Tensor:
     """(N, channels, H, W) with the channels of a compact map (N, k, H, W) where ``indices`` (N, k) say, zeros else."""
-    full = x.new_zeros((x.shape[0], channels, *x.shape[2:]))
-    if not x.is_contiguous():
-        full = full.to(memory_format=torch.channels_last)
-    if len(x) == 1:
-        return full.index_copy_(1, indices[0], x)
-    return full.scatter_(1, indices[:, :, None, None].expand_as(x), x)
+    if x.device.type != "cpu":
+        full = torch.zeros_like(x[:, :1]).repeat(1, channels, 1, 1)
+        return full.scatter_(1, indices[:, :, None, None].expand_as(x), x)
+    if x.is_contiguous():
+        full = x.new_zeros((len(x), channels, *x.shape[2:]))
+        for image, compact, row in zip(full, x, indices, strict=True):
+            image.index_copy_(0, row, compact)
+        return full
+    full = x.new_zeros((len(x), x.shape[2] * x.shape[3], channels))
+    for image, compact, row in zip(full, x.permute(0, 2, 3, 1).flatten(1, 2), indices, strict=True):
+        image.index_copy_(1, row, compact)
+    return full.reshape(len(x), *x.shape[2:], channels).permute(0, 3, 1, 2)

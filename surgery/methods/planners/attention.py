@@ -127,7 +127,7 @@ def _branch_ends(graph: ModelGraph) -> Iterator[fx.Node]:
 
     @functools.cache
     def before(node: fx.Node) -> frozenset[fx.Node]:
-        own = {node} if node.meta.get("kind") == "conv" else set()
+        own = {node} if node.meta.get("kind") in ("conv", "surgery") else set()
         return frozenset(own.union(*(before(arg) for arg in node.all_input_nodes)))
 
     for node in graph:
