@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from surgery.methods.fbs.skipping import WORTH_GATHERING, same_sets, scattered, selected
-from surgery.methods.fbs.winner_take_all import active_indices
+from surgery.methods.fbs.winner_take_all import active_indices, mean_saliency, winners
 
 if TYPE_CHECKING:
     from surgery.methods.fbs.layer import FBSConv2d
@@ -41,17 +41,19 @@ class Task:
 
     Attributes:
         x: (N, C, H, W), or (N, k, H, W) of its channels ``inputs`` (N, k).
-        pooled, mask, factors: (N, C), (N, C_out), (N, C_out).
-        outputs: (N, count), the active channels.
+        pooled: (N, C), mean|x|.
+        saliency: (N, C_out).
+        outputs: (N, count), the winners, in ascending order.
+        factors: (N, count), what these are multiplied by.
     """
 
     layer: "FBSConv2d"
     x: Tensor
     inputs: Tensor | None
     pooled: Tensor
-    mask: Tensor
-    factors: Tensor
+    saliency: Tensor
     outputs: Tensor
+    factors: Tensor
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -71,15 +73,17 @@ def may_skip(layer: "FBSConv2d", x: Tensor) -> bool:
     return not (torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad))
 
 
-def computed(
-    layer: "FBSConv2d", x: Tensor, inputs: Tensor | None, pooled: Tensor, mask: Tensor, factors: Tensor
-) -> Tensor:
+def computed(layer: "FBSConv2d", x: Tensor, inputs: Tensor | None, pooled: Tensor, saliency: Tensor) -> Tensor:
     """The layer's output, of its kept channels alone.
 
     Returns:
         (N, C_out, H', W'); of a layer that hands compact maps on, (N, count, H', W').
     """
-    task = Task(layer, x, inputs, pooled, mask, factors, active_indices(mask, layer.count))
+    outputs = winners(saliency, layer.count)
+    factors = saliency.gather(1, outputs)
+    if layer.placement == "output":
+        factors = factors / mean_saliency(saliency)
+    task = Task(layer, x, inputs, pooled, saliency, outputs, factors)
     execution = layer._execution
     form = execution.form or (execution.fastest.get(task.key) if layer.compact else _steady(task))
     if form is None:
@@ -109,8 +113,10 @@ def _seconds(task: Task, form: Callable[[Task], Tensor]) -> float:
 
 
 def _dense(task: Task) -> Tensor:
-    y = task.layer.dense(task.x, task.inputs, task.mask, task.factors)
-    if not _hands_on(task.layer):
+    layer = task.layer
+    mask = torch.zeros_like(task.saliency, dtype=torch.bool).scatter_(1, task.outputs, True)
+    y = layer.dense(task.x, task.inputs, mask, layer.factors(task.saliency, mask))
+    if not _hands_on(layer):
         return y
     return _handed(task, torch.gather(y, 1, task.outputs[:, :, None, None].expand(-1, -1, *y.shape[2:])))
 
@@ -120,13 +126,12 @@ def _images(task: Task) -> Tensor:
     parts, numbers = [], []
     for images, (outputs, inputs) in same_sets(task.outputs, _active_inputs(task)):
         assert outputs is not None
-        x = task.x if len(images) == len(task.x) else task.x[images]
-        if inputs is not None:
-            inputs = inputs[inputs >= 0]
-            if task.inputs is None:
-                x = selected(x, inputs)
+        x, factors = (task.x, task.factors) if len(images) == len(task.x) else (task.x[images], task.factors[images])
+        if inputs is not None and task.inputs is None:
+            inputs = inputs[inputs >= 0]  # noqa: PLW2901
+            x = selected(x, inputs)
         y = task.layer.filters(x, outputs, inputs)
-        parts.append(task.layer.activated(y, task.factors[images][:, outputs], outputs))
+        parts.append(task.layer.activated(y, factors, outputs))
         numbers += images
     y = parts[0] if len(parts) == 1 else torch.cat(parts)[torch.tensor(numbers).argsort()]
     return _finished(task, y)
@@ -138,9 +143,10 @@ def _active_inputs(task: Task) -> Tensor | None:
         return task.inputs
     active = task.pooled > 0
     counts = active.sum(1)
-    if int(counts.max()) > WORTH_GATHERING * task.layer.in_channels:
+    longest = int(counts.max())
+    if longest > WORTH_GATHERING * task.layer.in_channels:
         return None
-    longest = max(1, int(counts.max()))
+    longest = max(1, longest)
     indices = active_indices(active, longest)
     return indices.masked_fill(torch.arange(longest) >= counts.clamp_min(1)[:, None], -1)
 
@@ -165,8 +171,7 @@ def _filters_of(task: Task) -> Tensor:
 def _activated_each(task: Task, y: Tensor) -> Tensor:
     """Norm, activation and boosting where each image has its own channels: as one image of N · count channels."""
     flat = y.reshape(1, -1, *y.shape[2:])
-    factors = task.factors.gather(1, task.outputs).flatten()[None]
-    return task.layer.activated(flat, factors, task.outputs.flatten()).reshape(y.shape)
+    return task.layer.activated(flat, task.factors.flatten()[None], task.outputs.flatten()).reshape(y.shape)
 
 
 def _hands_on(layer: "FBSConv2d") -> bool:

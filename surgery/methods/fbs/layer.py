@@ -14,7 +14,7 @@ from surgery.core.surgery_layer import OpCost, SurgeryLayer
 from surgery.methods.fbs.execution import Execution, computed, may_skip
 from surgery.methods.fbs.saliency_start import fitted_saliency
 from surgery.methods.fbs.skipping import WORTH_GATHERING, Filters, Link, scattered
-from surgery.methods.fbs.winner_take_all import kept_count, mean_magnitude, winner_take_all
+from surgery.methods.fbs.winner_take_all import kept_count, mean_magnitude, mean_saliency, winner_take_all
 
 PLACEMENTS = ("output", "norm_scale")
 
@@ -103,11 +103,10 @@ class FBSConv2d(SurgeryLayer):
         saliency = self._saliency(pooled)
         if self.training and self.l1:
             self._last_saliency = saliency
-        mask = winner_take_all(saliency, self.count)
-        factors = self._factors(saliency, mask)
         if may_skip(self, x):
-            return computed(self, x, inputs, pooled, mask, factors)
-        return self.dense(x, inputs, mask, factors)
+            return computed(self, x, inputs, pooled, saliency)
+        mask = winner_take_all(saliency, self.count)
+        return self.dense(x, inputs, mask, self.factors(saliency, mask))
 
     def _pooled(self, x: Tensor, inputs: Tensor | None) -> Tensor:
         """mean|x| of all input channels (N, C); those that a compact map leaves out are zero."""
@@ -119,12 +118,9 @@ class FBSConv2d(SurgeryLayer):
     def _saliency(self, pooled: Tensor) -> Tensor:
         return F.relu(self.saliency(pooled.to(self.saliency.weight.dtype)))
 
-    def _factors(self, saliency: Tensor, mask: Tensor) -> Tensor:
-        """What channels are multiplied by, (N, C_out)."""
-        if self.placement == "norm_scale":
-            return saliency
-        mean = saliency.mean(1, keepdim=True)
-        return saliency * mask / mean.clamp_min(torch.finfo(mean.dtype).tiny)
+    def factors(self, saliency: Tensor, mask: Tensor) -> Tensor:
+        """What all channels are multiplied by, (N, C_out)."""
+        return saliency if self.placement == "norm_scale" else saliency * mask / mean_saliency(saliency)
 
     def dense(self, x: Tensor, inputs: Tensor | None, mask: Tensor, factors: Tensor) -> Tensor:
         """All channels computed, then masked: the definition, and what is trained and exported."""

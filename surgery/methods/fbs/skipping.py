@@ -55,12 +55,15 @@ class Filters:
 
 
 def same_sets(*indices: Tensor | None) -> Iterator[tuple[list[int], list[Tensor | None]]]:
-    """Images whose active channels agree: their numbers, and the rows of ``indices`` (N, k) that they share."""
-    given = [index for index in indices if index is not None]
-    if not given:
-        raise ValueError("no indices")
+    """Images whose active channels agree: their numbers, and the rows of ``indices`` (N, k) that they share.
+
+    Args:
+        *indices: at least one is no None.
+    """
+    present = [index for index in indices if index is not None]
     images: dict[tuple[int, ...], list[int]] = {}
-    for number, row in enumerate(torch.cat(given, 1).tolist()):
+    rows = torch.cat(present, 1).tolist() if len(present[0]) > 1 else [()]
+    for number, row in enumerate(rows):
         images.setdefault(tuple(row), []).append(number)
     for numbers in images.values():
         yield numbers, [None if index is None else index[numbers[0]] for index in indices]

@@ -35,6 +35,18 @@ def active_indices(mask: Tensor, count: int) -> Tensor:
     return (mask * channels + order).topk(count, dim=1).indices
 
 
+def winners(saliency: Tensor, count: int) -> Tensor:
+    """(N, count): the channels of :func:`winner_take_all` in ascending order, in fewer operators; not for exporters."""
+    order = torch.sort(saliency, dim=1, descending=True, stable=True).indices
+    return order[:, :count].sort(dim=1).values
+
+
+def mean_saliency(saliency: Tensor) -> Tensor:
+    """(N, 1): the mean over the channels, never zero."""
+    mean = saliency.mean(1, keepdim=True)
+    return mean.clamp_min(torch.finfo(mean.dtype).tiny)
+
+
 def mean_magnitude(x: Tensor) -> Tensor:
     """(N, C): mean of |x| (N, C, H, W) over the places, accumulated in float32 at least; no map is written."""
     dtype = torch.promote_types(x.dtype, torch.float32)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgery.methods.fbs.winner_take_all import active_indices, kept_count, mean_magnitude, winner_take_all
+from surgery.methods.fbs.winner_take_all import active_indices, kept_count, mean_magnitude, winner_take_all, winners
 
 
 def winners_by_sorting(row, count):
@@ -27,7 +27,7 @@ def test_winners_are_the_largest_and_of_equal_ones_the_first(rows, count):
     mask = winner_take_all(saliency, count)
     assert mask.sum(1).tolist() == [count] * len(rows)
     expected = [winners_by_sorting(row, count) for row in rows]
-    assert active_indices(mask, count).tolist() == expected
+    assert active_indices(mask, count).tolist() == expected == winners(saliency, count).tolist()
     assert [[c for c, kept in enumerate(row) if kept] for row in mask.tolist()] == expected
 
 
