@@ -39,6 +39,7 @@ class FBSConv2d(SurgeryLayer):
         placement: see above.
         l1: weight of the sum of saliencies, mean over the images, in the loss.
         schedule: densities of the training before it reaches ``density``, each for an equal share of it.
+        non_negative: the input is, so that |x| is x.
 
     Shape: (N, C, H, W) → (N, C_out, H', W') as of ``conv``, any floating dtype.
     """
@@ -57,12 +58,14 @@ class FBSConv2d(SurgeryLayer):
         placement: str = "output",
         l1: float = 1e-8,
         schedule: tuple[float, ...] = (),
+        non_negative: bool = False,
     ) -> None:
         super().__init__()
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.kernel_size, self.stride = conv.kernel_size, conv.stride
         self.padding, self.dilation = conv.padding, conv.dilation
         self.density, self.placement, self.l1, self.schedule = density, placement, l1, schedule
+        self.non_negative = non_negative
         self.count = kept_count(density, conv.out_channels)
         self.reads: Link | None = None
         self.gives: Link | None = None
@@ -110,7 +113,7 @@ class FBSConv2d(SurgeryLayer):
 
     def _pooled(self, x: Tensor, inputs: Tensor | None) -> Tensor:
         """mean|x| of all input channels (N, C); those that a compact map leaves out are zero."""
-        pooled = mean_magnitude(x)
+        pooled = mean_magnitude(x, self.non_negative)
         if inputs is None:
             return pooled
         return pooled.new_zeros((len(x), self.in_channels)).scatter_(1, inputs, pooled)

@@ -95,7 +95,7 @@ def _density_for(macs: float, graph: ModelGraph, decisions: Callable[[float], li
 
 
 def _decision(site: GatedSite, producer: str, options: dict[str, Any]) -> Decision:
-    change = BoostAndSuppress(site.name, site.channels, site.norm, site.act, producer, options)
+    change = BoostAndSuppress(site.name, site.channels, site.norm, site.act, producer, site.non_negative, options)
     inside = " + ".join(["conv", *(["norm"] if site.norm else []), *(["activation"] if site.act else [])])
     note = f"reads only what {producer} computed" if producer else ""
     row = PlanRow(site.name, inside, site.channels, note)

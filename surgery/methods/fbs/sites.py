@@ -9,7 +9,7 @@ from timm.layers import BatchNormAct2d
 from torch import fx, nn
 
 from surgery.graph import ModelGraph
-from surgery.graph.dataflow import back_to, conv_spec, convs, is_pooled, sole_user, source, spatial_size
+from surgery.graph.dataflow import back_to, conv_spec, convs, is_pooled, non_negative, sole_user, source, spatial_size
 from surgery.planning.sites import COMPUTED, Skipped
 
 _ZERO_STAYS_ZERO = {
@@ -29,6 +29,7 @@ class GatedSite:
         name, channels: of the convolution.
         norm, act: names of the modules that go into the layer, or "".
         last: the node whose result the layer will give.
+        non_negative: what it reads is never negative.
     """
 
     name: str
@@ -37,6 +38,7 @@ class GatedSite:
     act: str
     node: fx.Node
     last: fx.Node
+    non_negative: bool
 
 
 def gated_sites(graph: ModelGraph) -> tuple[list[GatedSite], list[Skipped]]:
@@ -127,7 +129,8 @@ def _site(graph: ModelGraph, node: fx.Node) -> GatedSite:
         behind = _behind(behind)
     if behind is not None and behind.meta.get("kind") == "act" and _taken_in(graph, behind.meta.get("module")):
         act, last = behind.meta["module"], behind
-    return GatedSite(node.meta["module"], (spec.in_channels, spec.out_channels), norm, act, node, last)
+    reads = non_negative(graph, source(node))
+    return GatedSite(node.meta["module"], (spec.in_channels, spec.out_channels), norm, act, node, last, reads)
 
 
 def _behind(node: fx.Node) -> fx.Node | None:

@@ -52,6 +52,7 @@ class BoostAndSuppress(Transform):
         act: the same of the activation behind that.
         producer: name of an FBS layer whose output this one alone reads, with nothing between that treats channels
             differently; "" for none.
+        non_negative: what the convolution reads is never negative.
         options: of :class:`FBSOptions`; one that is left out has its default.
     """
 
@@ -60,6 +61,7 @@ class BoostAndSuppress(Transform):
     norm: str = ""
     act: str = ""
     producer: str = ""
+    non_negative: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -67,6 +69,8 @@ class BoostAndSuppress(Transform):
         for name in ("norm", "act", "producer"):
             if getattr(self, name):
                 module_name(name, getattr(self, name))
+        if not isinstance(self.non_negative, bool):
+            raise ValueError(f"non_negative={self.non_negative!r:.80}: true or false is needed")
         object.__setattr__(self, "channels", channels("channels", self.channels))
         object.__setattr__(self, "options", _checked(self.options))
 
@@ -74,7 +78,8 @@ class BoostAndSuppress(Transform):
         conv = checked_conv(model, self.module, self.channels)
         norm = submodule(model, self.norm, nn.BatchNorm2d) if self.norm else None
         act = submodule(model, self.act) if self.act else None
-        layer = FBSConv2d(conv, norm, act, **{**self.options, "schedule": tuple(self.options["schedule"])})
+        options = {**self.options, "schedule": tuple(self.options["schedule"]), "non_negative": self.non_negative}
+        layer = FBSConv2d(conv, norm, act, **options)
         if self.producer:
             layer.link(cast(FBSConv2d, submodule(model, self.producer, FBSConv2d)))
         put(model, self.module, layer)

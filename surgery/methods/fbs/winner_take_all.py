@@ -47,8 +47,13 @@ def mean_saliency(saliency: Tensor) -> Tensor:
     return mean.clamp_min(torch.finfo(mean.dtype).tiny)
 
 
-def mean_magnitude(x: Tensor) -> Tensor:
-    """(N, C): mean of |x| (N, C, H, W) over the places, accumulated in float32 at least; no map is written."""
+def mean_magnitude(x: Tensor, non_negative: bool = False) -> Tensor:
+    """(N, C): mean of |x| (N, C, H, W) over the places, accumulated in float32 at least; no map is written.
+
+    Args:
+        non_negative: it is, so that the mean will do, which takes a tenth of the time.
+    """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    summed = torch.linalg.vector_norm(x, 1, (2, 3), dtype=dtype)
-    return summed / (x.shape[2] * x.shape[3])
+    if non_negative:
+        return x.mean((2, 3), dtype=dtype)
+    return torch.linalg.vector_norm(x, 1, (2, 3), dtype=dtype) / (x.shape[2] * x.shape[3])
