@@ -25,6 +25,19 @@ class OpCost:
         return OpCost(self.macs + other.macs, self.flops + other.flops, self.memory + other.memory)
 
 
+@dataclass(frozen=True)
+class Gates:
+    """What a layer decides for each image and output channel.
+
+    Attributes:
+        values: (N, C), by which the channels are multiplied.
+        states: by name, (N, C) bool: the choices that there are, each channel of an image in exactly one of them.
+    """
+
+    values: Tensor
+    states: dict[str, Tensor]
+
+
 class SurgeryLayer(nn.Module):
     """Base of the layers that methods put into models: what calibration, training, export and inference ask of one.
 
@@ -64,6 +77,17 @@ class SurgeryLayer(nn.Module):
 
     def set_progress(self, share: float) -> None:
         """Told before each epoch of a training how much of it is done, 0 to 1; what follows a schedule heeds it."""
+
+    def gates(self, x: Tensor) -> Gates | None:
+        """What the layer decides for inputs (N, C, H, W); None where it decides nothing."""
+        return None
+
+    def picked_channels(self, x: Tensor) -> Tensor | None:
+        """(N, C_out, H', W') int64: the input channel whose value each output pixel has, −1 where it mixes several.
+
+        None for a layer that picks none.
+        """
+        return None
 
     def computed_macs(self, x: Tensor, y: Tensor) -> Tensor | None:
         """Of a layer that computes less for some images: the multiply-accumulates (N,) of a call from ``x`` to ``y``.

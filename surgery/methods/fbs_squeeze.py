@@ -1,7 +1,7 @@
 """``fbs-squeeze``: the top C/ζ channels of a map as its squeeze, by predicted saliency (FACS, "Dynamic Pruning vs FACS").
 
-The FACS paper's adaptation of Feature Boosting and Suppression to channel squeezing, the dynamic control of Pick-or-Mix:
-its predictor has C × C weights, and the place of a channel in its output changes from image to image.
+The FACS paper's adaptation of Feature Boosting and Suppression to channel squeezing, its control: the predictor has C × C
+weights, and the place of a channel in the output changes from image to image.
 """
 
 from collections.abc import Sequence

@@ -10,7 +10,7 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from surgery.core.norm_folding import norm_folded
-from surgery.core.surgery_layer import OpCost, SurgeryLayer
+from surgery.core.surgery_layer import Gates, OpCost, SurgeryLayer
 from surgery.methods.fbs.execution import Execution, computed, may_skip
 from surgery.methods.fbs.saliency_start import fitted_saliency
 from surgery.methods.fbs.skipping import WORTH_GATHERING, Filters, Link, scattered
@@ -196,6 +196,12 @@ class FBSConv2d(SurgeryLayer):
             layer.weight, layer.bias = norm_folded(layer.weight, layer.bias, norm)
             layer.norm = None
         return layer
+
+    def gates(self, x: Tensor) -> Gates:
+        """Saliencies, and which channels are kept."""
+        saliency = self._saliency(self._pooled(x, None))
+        kept = winner_take_all(saliency, self.count)
+        return Gates(self.factors(saliency, kept), {"kept": kept, "suppressed": ~kept})
 
     def computed_macs(self, x: Tensor, y: Tensor) -> Tensor:
         """Multiply-accumulates (N,) of a call from (N, C, H, W) to (N, C_out, H', W'): zero inputs are left out, too."""

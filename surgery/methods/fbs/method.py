@@ -78,7 +78,7 @@ class FBSMethod:
         self, graph: ModelGraph, config: FBSConfig, decisions: Sequence[Decision], skipped: Sequence[Skipped]
     ) -> tuple[str, ...]:
         """What to try where there is nothing to convert."""
-        return () if decisions else ("no convolution without groups that can leave channels out; to try: 'pix'",)
+        return () if decisions else ("no convolution without groups can leave channels out here; to try: another method",)
 
 
 def _density_for(macs: float, graph: ModelGraph, decisions: Callable[[float], list[Decision]]) -> float:
