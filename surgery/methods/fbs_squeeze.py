@@ -1,7 +1,7 @@
-"""``fbs-squeeze``: the top C/ζ channels of a map as its squeeze, by predicted saliency (FACS, "Dynamic Pruning vs FACS").
+"""``fbs-squeeze``: the top C/ζ channels of a map as its squeeze (FACS, "Dynamic Pruning vs FACS").
 
-The FACS paper's adaptation of Feature Boosting and Suppression to channel squeezing, its control: the predictor has C × C
-weights, and the place of a channel in the output changes from image to image.
+The FACS paper's adaptation of Feature Boosting and Suppression to channel squeezing, its control: the predictor has
+C × C weights, and the place of a channel in the output changes from image to image.
 """
 
 from collections.abc import Sequence
@@ -111,7 +111,9 @@ class FBSSqueeze:
     name: ClassVar[str] = "fbs-squeeze"
     Config: ClassVar[type] = TopChannelsConfig
     evidence: ClassVar[Kind] = "none"
-    changes: ClassVar[str] = "a squeeze convolution becomes the most salient of its input channels, chosen image by image"
+    changes: ClassVar[str] = (
+        "a squeeze convolution becomes the most salient of its input channels, chosen image by image"
+    )
     where: ClassVar[str] = "squeeze 1×1 convolutions"
 
     def plan(self, graph: ModelGraph, selection: Selection, config: TopChannelsConfig, evidence: Evidence) -> Proposal:

@@ -17,7 +17,6 @@ from surgery.planning.rehearsal import rehearsed_graph
 from surgery.planning.selection import Selection
 from surgery.planning.sites import Skipped
 
-
 LEVELS = 100  # densities that a budget is looked for among
 
 
@@ -60,9 +59,7 @@ class FBSMethod:
         candidates, skipped = gated_sites(graph)
         selection.check([site.name for site in candidates])
         chosen = [site for site in candidates if not selection.unwanted(site.name)]
-        skipped += [
-            Skipped(site.name, reason) for site in candidates if (reason := selection.unwanted(site.name))
-        ]
+        skipped += [Skipped(site.name, reason) for site in candidates if (reason := selection.unwanted(site.name))]
         before = producers(graph, chosen)
 
         def decisions(density: float) -> list[Decision]:
@@ -78,7 +75,9 @@ class FBSMethod:
         self, graph: ModelGraph, config: FBSConfig, decisions: Sequence[Decision], skipped: Sequence[Skipped]
     ) -> tuple[str, ...]:
         """What to try where there is nothing to convert."""
-        return () if decisions else ("no convolution without groups can leave channels out here; to try: another method",)
+        return (
+            () if decisions else ("no convolution without groups can leave channels out here; to try: another method",)
+        )
 
 
 def _density_for(macs: float, graph: ModelGraph, decisions: Callable[[float], list[Decision]]) -> float:

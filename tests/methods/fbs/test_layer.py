@@ -161,7 +161,9 @@ def linked_pair(placement="output"):
 
 def folded_pair(pair):
     pair = copy.deepcopy(pair)
-    return nn.Sequential(*(part.folded() if isinstance(part, FBSConv2d) else part for part in pair)).requires_grad_(False)
+    return nn.Sequential(*(part.folded() if isinstance(part, FBSConv2d) else part for part in pair)).requires_grad_(
+        False
+    )
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
@@ -195,7 +197,10 @@ def test_200_steps_of_training_stay_finite_and_learn(placement):
     generator, losses = torch.Generator().manual_seed(0), []
     for _ in range(200):
         labels = torch.randint(3, (16,), generator=generator)
-        x = torch.randn(16, 3, 8, 8, generator=generator) + labels[:, None, None, None] * torch.eye(3)[labels][..., None, None]
+        x = (
+            torch.randn(16, 3, 8, 8, generator=generator)
+            + labels[:, None, None, None] * torch.eye(3)[labels][..., None, None]
+        )
         loss = F.cross_entropy(model(x), labels) + sum(layer.auxiliary_loss() for layer in layers)
         optimizer.zero_grad()
         loss.backward()
