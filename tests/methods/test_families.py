@@ -12,7 +12,7 @@ from surgery.graph import record
 from surgery.graph.operation_cost import graph_cost
 from surgery.planning.rehearsal import rehearsed_graph
 
-SMALLER = {"densenet121": {"block_config": (2, 2, 2, 2)}, "vgg11_bn": {"mlp_ratio": 1 / 64}}
+SMALLER = {"densenet121": {"block_config": [2, 2, 2, 2]}, "vgg11_bn": {"mlp_ratio": 1 / 64}}
 FAMILIES = ["resnet26", "mobilenetv2_050", "efficientnet_lite0", "densenet121", "regnetx_002", "vgg11_bn"]
 WITHOUT_SQUEEZE = {"vgg11_bn"}
 SIZE = 64
@@ -27,6 +27,7 @@ def original(request):
 @pytest.mark.parametrize("method", ["fbs", "fbs-squeeze", "se", "cbam"])
 def test_it_works_on_the_family(original, method, tmp_path):
     name, model = original
+    source = surgery.Source("timm", name, {"num_classes": 4, **SMALLER.get(name, {})})
     if method == "fbs-squeeze" and name in WITHOUT_SQUEEZE:
         with pytest.raises(NoSitesError):
             surgery.convert(model, method, strict=True, input_size=SIZE)
@@ -40,7 +41,7 @@ def test_it_works_on_the_family(original, method, tmp_path):
     x = torch.randn(2, 3, SIZE, SIZE)
     converted.train()(x).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in converted.parameters())
-    surgery.save(converted.eval(), tmp_path / "m.safetensors", input_size=SIZE)
+    surgery.save(converted.eval(), tmp_path / "m.safetensors", source=source, input_size=SIZE)
     with torch.no_grad():
         assert torch.equal(surgery.load(tmp_path / "m.safetensors")(x), converted(x))
 

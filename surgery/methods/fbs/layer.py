@@ -204,7 +204,7 @@ class FBSConv2d(SurgeryLayer):
         return Gates(self.factors(saliency, kept), {"kept": kept, "suppressed": ~kept})
 
     def computed_macs(self, x: Tensor, y: Tensor) -> Tensor:
-        """Multiply-accumulates (N,) of a call from (N, C, H, W) to (N, C_out, H', W'): zero inputs are left out, too."""
+        """Multiply-accumulates (N,) of a call from (N, C, H, W) to (N, C_out, H', W'); zero inputs are left out."""
         active = (mean_magnitude(x) > 0).sum(1)
         if self.count == self.out_channels:
             active = active.new_full(active.shape, self.in_channels)
