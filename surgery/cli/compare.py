@@ -27,6 +27,9 @@ The recipe's network is trained once (or is --original FILE). A method with an o
 by how many of their sites they take, or by zeta; resolution is the original on smaller images. FOLDER receives
 results.json, comparison.md, accuracy_macs.png, accuracy_time.png, and cells/ with a job's folder and log for every
 method, budget, length and seed. The same command goes on where it was stopped, and with more methods, budgets or seeds.
+
+A recipe may name variants of one conversion instead (ablations.yaml); they are run as they are, without a budget, and
+shown beside published figures.
 """
 
 
@@ -112,9 +115,13 @@ def _compare(args: argparse.Namespace) -> int:
     from surgery.comparison.latency import LatencySettings
     from surgery.training import load_recipe
 
+    recipe = load_recipe(find_recipe(args.recipe), [*args.settings, *_imports(args.imports)])
+    if recipe.variants and args.methods:
+        raise ValueError(
+            f"--methods {','.join(args.methods)}: the recipe names its variants; leave it out, or variants=[]"
+        )
     comparison = Comparison(args.methods or every_method(), args.macs, args.budgets, args.seeds, args.jobs, args.best)
     latency = LatencySettings(args.batch, args.threads, args.seconds)
-    recipe = load_recipe(find_recipe(args.recipe), [*args.settings, *_imports(args.imports)])
     compared = compare(recipe, args.output, comparison, latency, args.original)
     print(f"\n{compared}\n\n{args.output}: results.json, comparison.md, accuracy_macs.png, accuracy_time.png")
     if args.published:

@@ -25,15 +25,24 @@ class Variant:
         method: a registered one, ``resolution`` (the original on smaller images) or ``control`` (the original).
         budget: share of the original's MACs that is asked for; 1 for the control.
         settings: by which it is reached.
+        label: of a variant that a recipe names; it has no budget to reach.
+        published: a paper's figure of that, in percent.
     """
 
     method: str
     budget: float
     settings: BudgetSettings
+    label: str = ""
+    published: float | None = None
 
     @property
     def name(self) -> str:
-        return self.method if self.method == CONTROL else f"{self.method}-{self.budget:g}"
+        return self.label or (self.method if self.method == CONTROL else f"{self.method}-{self.budget:g}")
+
+    @property
+    def title(self) -> str:
+        """In tables."""
+        return self.label or (self.method if self.method == CONTROL else f"{self.method} {self.budget:g}")
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,8 @@ def baseline_cell(recipe: Recipe, folder: Path) -> Cell:
         recipe,
         output=str(folder / "cells" / "baseline"),
         seeds=1,
+        variants={},
+        published={},
         surgery=SurgerySettings(),
         finetune=TrainSettings(epochs=0),
     )
@@ -134,6 +145,8 @@ def variant_cell(recipe: Recipe, folder: Path, original: Path, variant: Variant,
         output=str(folder / "cells" / name),
         seed=seed,
         seeds=1,
+        variants={},
+        published={},
         control=False,
         model=dataclasses.replace(recipe.model, checkpoint=str(original), weights=None, pretrained=False, kwargs={}),
         baseline=TrainSettings(epochs=0),

@@ -202,8 +202,10 @@ def _trained_lengths(lengths: Sequence[int]) -> Sequence[int]:
 
 
 def _variants(recipe: Recipe, original: nn.Module, comparison: Comparison) -> tuple[list[Variant], dict[str, str]]:
-    """The control and every method at every budget; with the errors of those that cannot be."""
-    variants, failed = [Variant(CONTROL, 1.0, BudgetSettings("the original"))], {}
+    """The control, and every method at every budget or what the recipe names; with the errors of what cannot be."""
+    variants, failed = [Variant(CONTROL, 1.0, BudgetSettings("the original"))], dict[str, str]()
+    if recipe.variants:
+        return [*variants, *(_named_variant(recipe, name) for name in recipe.variants)], failed
     wanted = [(method, budget) for budget in comparison.macs for method in comparison.methods]
     for method, budget in tqdm(wanted, "budgets", leave=False):
         try:
@@ -216,6 +218,14 @@ def _variants(recipe: Recipe, original: nn.Module, comparison: Comparison) -> tu
         except (SurgeryError, ValueError, TypeError) as error:
             failed[f"{method}-{budget:g}"] = described(error)
     return variants, failed
+
+
+def _named_variant(recipe: Recipe, name: str) -> Variant:
+    """A variant that the recipe names, as it is converted: it has no budget."""
+    settings, options = recipe.surgery, recipe.variants[name]
+    changes = ", ".join(f"{option}={value}" for option, value in options.items()) or "as it is"
+    how = BudgetSettings(changes, {**settings.options, **options}, settings.zeta, settings.mode)
+    return Variant(settings.method, 1.0, how, name, recipe.published.get(name))
 
 
 def _rows(

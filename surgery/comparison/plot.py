@@ -40,11 +40,16 @@ def _plot(path: Path, rows: Sequence[Row], x: Callable[[Row], float], label: str
 
 
 def _draw_panel(axes: Any, rows: Sequence[Row], x: Callable[[Row], float]) -> None:
-    for number, method in enumerate(dict.fromkeys(row.variant.method for row in rows)):
-        points = sorted((row for row in rows if row.variant.method == method), key=x)
+    for number, method in enumerate(dict.fromkeys(_series(row) for row in rows)):
+        points = sorted((row for row in rows if _series(row) == method), key=x)
         colour = "black" if method == CONTROL else f"C{number}"
         means = [statistics.fmean(row.final) for row in points]
         spreads = [statistics.stdev(row.final) if len(row.final) > 1 else 0.0 for row in points]
         axes.errorbar([x(row) for row in points], means, spreads, label=method, color=colour, marker="o", capsize=3)
         if method == CONTROL:
             axes.axhline(means[0], color=colour, linestyle=":", linewidth=1)
+
+
+def _series(row: Row) -> str:
+    """What its points are called in the legend."""
+    return row.variant.label or row.variant.method

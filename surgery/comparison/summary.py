@@ -44,7 +44,7 @@ class Row:
 
     @property
     def off_budget(self) -> bool:
-        return abs(self.share - self.variant.budget) > TOLERANCE
+        return not self.variant.label and abs(self.share - self.variant.budget) > TOLERANCE
 
 
 def make_row(
@@ -91,14 +91,29 @@ def shown(values: Sequence[float]) -> str:
 def cells_of(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """The cells of the table."""
     controls = {row.epochs: statistics.fmean(row.final) for row in rows if row.variant.method == CONTROL}
-    return [_cells(row, controls.get(row.epochs)) for row in rows]
+    return [_cells(row, controls.get(row.epochs)) + _published(row, rows) for row in rows]
+
+
+def header_of(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Of the table: with a column of published figures where any row has one."""
+    return (*HEADER, "published") if _any_published(rows) else HEADER
+
+
+def _any_published(rows: Sequence[Row]) -> bool:
+    return any(row.variant.published is not None for row in rows)
+
+
+def _published(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
+    if not _any_published(rows):
+        return ()
+    return ("–" if row.variant.published is None else f"{row.variant.published:.2f}",)
 
 
 def _cells(row: Row, control: float | None) -> tuple[str, ...]:
     variant = row.variant
     behind = "–" if control is None or variant.method == CONTROL else f"{statistics.fmean(row.final) - control:+.2f}"
     return (
-        variant.method if variant.method == CONTROL else f"{variant.method} {variant.budget:g}",
+        variant.title,
         variant.settings.how,
         f"{si(row.macs)} ({row.share:.3f}{'*' if row.off_budget else ''})",
         si(row.params),
@@ -118,6 +133,8 @@ def notes(rows: Sequence[Row], seeds: int, failed: dict[str, str]) -> list[str]:
         f"accuracies in percent, mean ± standard deviation over {over}; time: of a forward ÷ the original's; "
         "control: the original, trained as long"
     ]
+    if _any_published(rows):
+        lines.append("published: the papers' figures, of other networks, images and trainings")
     if any(row.off_budget for row in rows):
         lines.append(f"* more than {100 * TOLERANCE:g} points of the original's MACs from its budget")
     short = [f"{row.variant.name} after {row.epochs} epochs" for row in rows if len(row.surgery) < seeds]
@@ -127,11 +144,18 @@ def notes(rows: Sequence[Row], seeds: int, failed: dict[str, str]) -> list[str]:
 
 
 def as_text(rows: Sequence[Row]) -> str:
-    return table(HEADER, cells_of(rows), RIGHT)
+    header = header_of(rows)
+    return table(header, cells_of(rows), _right(header))
+
+
+def _right(header: Sequence[str]) -> tuple[int, ...]:
+    return (*RIGHT, *range(len(HEADER), len(header)))
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
-    lines = [HEADER, tuple("---:" if i in RIGHT else "---" for i in range(len(HEADER))), *cells_of(rows)]
+    header = header_of(rows)
+    right = _right(header)
+    lines = [header, tuple("---:" if i in right else "---" for i in range(len(header))), *cells_of(rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

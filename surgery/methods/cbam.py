@@ -9,7 +9,7 @@ from torch import nn
 from surgery.core.errors import is_whole
 from surgery.graph import ModelGraph
 from surgery.methods.planners.attention import AttentionOptions, plan_attention
-from surgery.methods.planners.neutral_gate import NeutralSigmoid, built_alike
+from surgery.methods.planners.neutral_gate import NeutralSigmoid, built_alike, silence
 from surgery.planning.evidence import Evidence, Kind
 from surgery.planning.registry import Proposal, register
 from surgery.planning.selection import Selection
@@ -58,9 +58,8 @@ def _behind(channels: int, options: CBAMOptions) -> nn.Module:
             channels, rd_channels=width, spatial_kernel_size=options.kernel, gate_layer=NeutralSigmoid, mlp_bias=True
         )
     )
-    for part in (layer.channel.fc2, layer.spatial.conv.bn):
-        nn.init.zeros_(part.weight)
-        nn.init.zeros_(part.bias)
+    for name in ("channel.fc2", "spatial.conv.bn"):
+        silence(layer.get_submodule(name))
     return layer
 
 

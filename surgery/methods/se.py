@@ -9,7 +9,7 @@ from torch import nn
 from surgery.core.errors import is_whole
 from surgery.graph import ModelGraph
 from surgery.methods.planners.attention import AttentionOptions, plan_attention
-from surgery.methods.planners.neutral_gate import NeutralSigmoid, built_alike
+from surgery.methods.planners.neutral_gate import NeutralSigmoid, built_alike, silence
 from surgery.planning.evidence import Evidence, Kind
 from surgery.planning.registry import Proposal, register
 from surgery.planning.selection import Selection
@@ -40,8 +40,7 @@ def _behind(channels: int, options: SEOptions) -> nn.Module:
     """timm's module, whose last layer is zero: its gate is 1."""
     width = max(1, channels // options.ratio)
     layer = built_alike(lambda: SEModule(channels, rd_channels=width, gate_layer=NeutralSigmoid))
-    nn.init.zeros_(layer.fc2.weight)
-    nn.init.zeros_(layer.fc2.bias)
+    silence(layer.get_submodule("fc2"))
     return layer
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, Strict
 from pydantic.dataclasses import dataclass
 
 from surgery.core.user_modules import import_user_modules
@@ -19,9 +19,10 @@ from surgery.training.recipe_sections import (
     SegmentationSettings,
     SurgerySettings,
     TrainSettings,
+    refuse_held_elsewhere,
 )
 from surgery.training.recipe_text import apply_override, read_recipe
-from surgery.training.recipe_values import FileName, Flag, Precision, Text, Tracker, Whole
+from surgery.training.recipe_values import FileName, Flag, Number, Precision, Text, Tracker, Whole
 
 __all__ = ["DataSettings", "Recipe", "RecipeError", "TrainSettings", "check_key", "load_recipe"]
 
@@ -60,6 +61,13 @@ class Recipe:
         default=(), description="modules of yours that register builders or methods; imported when the recipe is read"
     )
     track: Tracker | None = Field(default=None, description="where to report, besides log.csv")
+    variants: dict[Annotated[str, Strict()], dict[Annotated[str, Strict()], Any]] = Field(
+        default_factory=dict,
+        description="ways to convert that `compare` runs beside each other: by name, what differs from surgery.options",
+    )
+    published: dict[Annotated[str, Strict()], Number] = Field(
+        default_factory=dict, description="of variants by name, papers' accuracies in percent, to be printed beside"
+    )
     fresh: Flag = Field(default=False, description="start over instead of going on from the last state")
     data: DataSettings = Field(default_factory=DataSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
@@ -86,6 +94,11 @@ class Recipe:
         if self.data.segments:
             self._check_label_maps()
         self._check_sizes()
+        for name, options in self.variants.items():
+            refuse_held_elsewhere(f"variants.{name}", options, "surgery.options")
+        for name in self.published:
+            if name not in self.variants:
+                raise RecipeError(f"published.{name}: a name of variants ({', '.join(self.variants)}) is needed")
 
     def _check_sizes(self) -> None:
         side = self.data.image_size

@@ -178,7 +178,7 @@ class ModelSettings:
     )
 
     def __post_init__(self) -> None:
-        _refuse_held_elsewhere("model.kwargs", self.kwargs)
+        refuse_held_elsewhere("model.kwargs", self.kwargs)
         try:
             plain_arguments(self.kwargs)
         except SourceError as error:  # which begins with kwargs
@@ -228,13 +228,18 @@ class SurgerySettings:
     )
 
     def __post_init__(self) -> None:
-        _refuse_held_elsewhere("surgery.options", self.options)
+        refuse_held_elsewhere("surgery.options", self.options)
 
 
-def _refuse_held_elsewhere(group: str, values: dict[str, Any]) -> None:
-    for name in HELD_ELSEWHERE[group]:
+def refuse_held_elsewhere(group: str, values: dict[str, Any], like: str = "") -> None:
+    """Raise RecipeError for an option that another key holds.
+
+    Args:
+        like: the group whose options these are; default: ``group``.
+    """
+    for name, instead in HELD_ELSEWHERE[like or group].items():
         if name in values:
-            raise RecipeError(f"{group}.{name}: {HELD_ELSEWHERE[group][name]}")
+            raise RecipeError(f"{group}.{name}: {instead}")
 
 
 @raises_recipe_errors

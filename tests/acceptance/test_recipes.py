@@ -16,6 +16,7 @@ SMALL = ["data.batch_size=4", "data.workers=0"]
 LAYOUTS = {
     "quickstart": None,
     "cifar10": ("cifar10", ("train", "test"), 10),
+    "ablations": ("cifar10", ("train", "test"), 10),
     "cifar10_wide": ("cifar10", ("train", "test"), 10),
     "cifar100": ("cifar100", ("train", "test"), 100),
     "imagenet": ("imagenet", ("train", "val"), 1000),

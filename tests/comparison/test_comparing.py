@@ -137,3 +137,32 @@ def test_cells_in_processes_of_their_own_give_the_same(finished, tmp_path):
     assert compare(tmp_path, *METHODS, "--jobs", "2") == 0
     for key, row in rows(finished).items():
         assert rows(tmp_path)[key]["tuned"] == row["tuned"]
+
+
+VARIANTS = ["variants={plain: {}, mean: {tau: 0.0}}", "published={plain: 76.77}"]
+
+
+def test_variants_that_a_recipe_names_stand_beside_published_figures(tmp_path, capsys):
+    assert compare(tmp_path, "--budgets", "0", *VARIANTS) == 0
+    lines = [line.split(" | ") for line in (tmp_path / "comparison.md").read_text().splitlines() if line[:2] == "| "]
+    assert lines[0][-1] == "published |"
+    table = {line[0].removeprefix("| "): line for line in lines[1:]}
+    assert table["plain"][1] == "as it is"
+    assert table["plain"][-1] == "76.77 |"
+    assert table["mean"][1] == "tau=0.0"
+    assert table["mean"][-1] == table["control"][-1] == "– |"
+    assert "published: the papers' figures" in capsys.readouterr().out
+    content = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert {row["variant"]["label"] for row in content} == {"", "plain", "mean"}
+
+
+def test_variants_and_methods_exclude_each_other(tmp_path, capsys):
+    assert compare(tmp_path, "--methods", "dwp", *VARIANTS) == 2
+    assert "--methods dwp: the recipe names its variants" in capsys.readouterr().err
+
+
+def test_a_method_that_skips_is_counted_by_what_it_computed(tmp_path):
+    assert compare(tmp_path, "--methods", "fbs", "--macs", "0.5", "--budgets", "0") == 0
+    row = rows(tmp_path)["fbs", 0]
+    assert 0.3 < row["share"] <= 0.51
+    assert row["variant"]["settings"]["how"] == "macs=0.5"

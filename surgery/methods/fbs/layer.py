@@ -72,7 +72,8 @@ class FBSConv2d(SurgeryLayer):
         self.compact = False
         self._execution = Execution()
         self._last_saliency: Tensor | None = None
-        self.weight, self.bias = conv.weight, conv.bias
+        self.register_parameter("weight", cast(nn.Parameter, conv.weight))
+        self.register_parameter("bias", cast("nn.Parameter | None", conv.bias))
         self.norm, inner = _without_activation(norm)
         self.act = nn.Sequential(*(m for m in (inner, act) if m is not None))
         self.saliency = nn.Linear(self.in_channels, self.out_channels, device=conv.weight.device)
@@ -143,11 +144,11 @@ class FBSConv2d(SurgeryLayer):
         y = self._normed(y, outputs)
         factors = factors.to(y.dtype)[:, :, None, None]
         if self.placement == "output":
-            return self.act(y) * factors  # type: ignore[no-any-return]
+            return self.act(y) * factors
         y = y * factors
         if self.beta is not None:
             y = y + (self.beta if outputs is None else self.beta[outputs])[:, None, None]
-        return self.act(y)  # type: ignore[no-any-return]
+        return self.act(y)
 
     def _normed(self, y: Tensor, outputs: Tensor | None) -> Tensor:
         norm = self.norm

@@ -69,7 +69,9 @@ class FBSMethod:
         if config.macs is None or not chosen:
             return Proposal(decisions(config.density), skipped)
         density = _density_for(config.macs, graph, decisions)
-        return Proposal(decisions(density), skipped, (f"density={density:g} for macs={config.macs:g}",))
+        first, *rest = decisions(density)
+        note = f"density {density:g}, for macs={config.macs:g}"
+        return Proposal([dataclasses.replace(first, note=note), *rest], skipped)
 
     def notes(
         self, graph: ModelGraph, config: FBSConfig, decisions: Sequence[Decision], skipped: Sequence[Skipped]

@@ -18,3 +18,10 @@ def built_alike(build: Callable[[], nn.Module]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return build()
+
+
+def silence(layer: nn.Module) -> None:
+    """Let a layer with weight and bias give zero."""
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
