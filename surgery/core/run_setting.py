@@ -8,7 +8,7 @@ import torch
 
 from surgery.core.errors import check_choice
 
-MODES = ("eager", "compile", "cudagraph", "onnxruntime", "openvino")
+MODES = ("eager", "optimized", "compile", "cudagraph", "onnxruntime", "openvino")
 FILE_MODES = {"onnxruntime": ("float32",), "openvino": ("float32", "bfloat16")}
 """Engines that run an exported file on the CPU, with the dtypes that they compute in."""
 _ALIASES = {"onnx": "onnxruntime"}
@@ -21,8 +21,9 @@ class Setting:
     """One way to run a network.
 
     Attributes:
-        mode: ``eager``, ``compile`` (torch.compile), ``cudagraph`` (a captured eager step), ``onnxruntime`` (or
-            ``onnx``) or ``openvino``: the engines of the last two run an exported file.
+        mode: ``eager``, ``optimized`` (eager, of a copy that ``optimize_for_inference`` made), ``compile``
+            (torch.compile), ``cudagraph`` (a captured eager step), ``onnxruntime`` (or ``onnx``) or ``openvino``: the
+            engines of the last two run an exported file.
         dtype: one of ``DTYPES``; OpenVINO takes bfloat16 as a hint, and keeps float32 where it has no kernel.
         threads: of the CPU; None leaves them.
         training: time forward, backward and an SGD step instead of inference.
@@ -45,6 +46,8 @@ class Setting:
             raise ValueError(f"batch={self.batch} and threads={self.threads}: positive numbers are needed")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device={self.device!r}: this machine has no CUDA device")
+        if self.mode == "optimized" and self.training:
+            raise ValueError("mode='optimized' is for inference: training=False is needed")
         if self.mode == "cudagraph" and not self.device.startswith("cuda"):
             raise ValueError(f"mode='cudagraph' needs device='cuda', not {self.device!r}")
         self._check_file_mode()

@@ -14,6 +14,7 @@ from surgery.core.run_setting import DTYPES, FILE_MODES, LAYOUTS, Setting, threa
 from surgery.core.surgery_layer import SurgeryLayer
 from surgery.core.timing import Timing, interleaved
 from surgery.deploy.export import export
+from surgery.deploy.inference import optimize_for_inference
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 _EXTRAS = {"onnxruntime": "export", "openvino": "openvino"}
@@ -96,6 +97,14 @@ def captured(step: Callable[[], object]) -> Callable[[], object]:
 
 def _of_torch(model: nn.Module, x: Tensor, setting: Setting) -> Callable[[], object]:
     ready, image = placed_copy(model, setting), placed(x, setting)
+    if setting.mode == "optimized":
+        shape = (int(x.shape[1]), int(x.shape[2]), int(x.shape[3]))
+        ready = optimize_for_inference(
+            model,
+            dtype=DTYPES[setting.dtype],
+            channels_last=setting.layout == "channels_last",
+            input_size=shape,
+        ).to(setting.device)
     run: Callable[[Tensor], Any] = torch.compile(ready) if setting.mode == "compile" else ready
 
     def step() -> object:

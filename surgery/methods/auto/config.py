@@ -52,7 +52,7 @@ class AutoConfig:
             raise ValueError(f"{said}: one of macs=0.77, latency=0.8 and params=0.7, for example, is needed")
         _check_share(asked[0], getattr(self, asked[0]))
         object.__setattr__(self, "methods", patterns("methods", self.methods))
-        check_choice("engine", self.engine, [mode for mode in MODES if mode != "cudagraph"])
+        check_choice("engine", self.engine, [mode for mode in MODES if mode not in ("cudagraph", "optimized")])
         check_choice("dtype", self.dtype, DTYPES)
         for name, least in (("count", 32), ("finalists", 1), ("batch", 1)):
             if not is_whole(getattr(self, name), least):
