@@ -59,7 +59,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         "--methods",
         type=_names,
         metavar="NAMES",
-        help="such as dwp,l1,resolution (default: resolution and all there are)",
+        help="such as dwp,l1,resolution (default: resolution and all that save something)",
     )
     line.add_argument(
         "--macs", type=_numbers, default="0.77", metavar="SHARES", help="of the original's MACs: 0.77,0.5"
@@ -110,7 +110,7 @@ def _compare(args: argparse.Namespace) -> int:
     from surgery.comparison.comparing import (
         Comparison,
         compare,
-        every_method,
+        default_methods,
     )  # all that trains takes seconds to import
     from surgery.comparison.latency import LatencySettings
     from surgery.training import load_recipe
@@ -120,7 +120,9 @@ def _compare(args: argparse.Namespace) -> int:
         raise ValueError(
             f"--methods {','.join(args.methods)}: the recipe names its variants; leave it out, or variants=[]"
         )
-    comparison = Comparison(args.methods or every_method(), args.macs, args.budgets, args.seeds, args.jobs, args.best)
+    comparison = Comparison(
+        args.methods or default_methods(), args.macs, args.budgets, args.seeds, args.jobs, args.best
+    )
     latency = LatencySettings(args.batch, args.threads, args.seconds)
     compared = compare(recipe, args.output, comparison, latency, args.original)
     print(f"\n{compared}\n\n{args.output}: results.json, comparison.md, accuracy_macs.png, accuracy_time.png")

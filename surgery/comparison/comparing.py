@@ -31,6 +31,11 @@ def every_method() -> list[str]:
     return [*registered(), RESOLUTION]
 
 
+def default_methods() -> list[str]:
+    """What is compared where nobody says what: all but those that only add."""
+    return [name for name in every_method() if name == RESOLUTION or not getattr(registered()[name], "adds", False)]
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What is compared.

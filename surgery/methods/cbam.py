@@ -71,6 +71,7 @@ class CBAM:
     """See the module."""
 
     name: ClassVar[str] = "cbam"
+    adds: ClassVar[bool] = True
     Config: ClassVar[type] = CBAMConfig
     evidence: ClassVar[Kind] = "none"
     changes: ClassVar[str] = "gates for each channel and then for each pixel, by mean and maximum, are added at 1"

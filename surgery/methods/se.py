@@ -52,6 +52,7 @@ class SE:
     """See the module."""
 
     name: ClassVar[str] = "se"
+    adds: ClassVar[bool] = True
     Config: ClassVar[type] = SEConfig
     evidence: ClassVar[Kind] = "none"
     changes: ClassVar[str] = "a gate for each channel, from the mean over the map, is added; it starts at 1"
