@@ -145,7 +145,7 @@ def _active_inputs(task: Task) -> Tensor | None:
         return task.inputs
     active = task.pooled > 0
     counts = active.sum(1)
-    longest = int(counts.max())
+    longest = int(counts if len(counts) == 1 else counts.max())
     if longest > WORTH_GATHERING * task.layer.in_channels:
         return None
     longest = max(1, longest)

@@ -75,7 +75,8 @@ class FBSConv2d(SurgeryLayer):
         self.register_parameter("weight", cast(nn.Parameter, conv.weight))
         self.register_parameter("bias", cast("nn.Parameter | None", conv.bias))
         self.norm, inner = _without_activation(norm)
-        self.act = nn.Sequential(*(m for m in (inner, act) if m is not None))
+        acts = [module for module in (*inner, act) if module is not None and not isinstance(module, nn.Identity)]
+        self.act = acts[0] if len(acts) == 1 else nn.Sequential(*acts)
         self.saliency = nn.Linear(self.in_channels, self.out_channels, device=conv.weight.device)
         self.saliency.to(conv.weight.dtype)
         self.register_parameter("beta", None)
@@ -120,7 +121,8 @@ class FBSConv2d(SurgeryLayer):
         return pooled.new_zeros((len(x), self.in_channels)).scatter_(1, inputs, pooled)
 
     def _saliency(self, pooled: Tensor) -> Tensor:
-        return F.relu(self.saliency(pooled.to(self.saliency.weight.dtype)))
+        predictor = self.saliency
+        return F.linear(pooled.to(predictor.weight.dtype), predictor.weight, predictor.bias).relu_()
 
     def factors(self, saliency: Tensor, mask: Tensor) -> Tensor:
         """What all channels are multiplied by, (N, C_out)."""
@@ -144,7 +146,8 @@ class FBSConv2d(SurgeryLayer):
         y = self._normed(y, outputs)
         factors = factors.to(y.dtype)[:, :, None, None]
         if self.placement == "output":
-            return self.act(y) * factors
+            y = self.act(y)
+            return y * factors if torch.is_grad_enabled() else y.mul_(factors)
         y = y * factors
         if self.beta is not None:
             y = y + (self.beta if outputs is None else self.beta[outputs])[:, None, None]
@@ -241,12 +244,12 @@ class FBSConv2d(SurgeryLayer):
         return f"{shown}, density={self.density:g}, placement={self.placement}"
 
 
-def _without_activation(norm: nn.BatchNorm2d | None) -> tuple[nn.BatchNorm2d | None, nn.Module | None]:
-    """A norm and the activation that timm's BatchNormAct2d holds, apart; parameters stay the same objects."""
+def _without_activation(norm: nn.BatchNorm2d | None) -> tuple[nn.BatchNorm2d | None, list[nn.Module]]:
+    """A norm, and what timm's BatchNormAct2d holds besides; parameters stay the same objects."""
     if not isinstance(norm, BatchNormAct2d):
-        return norm, None
+        return norm, []
     plain = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     for store in ("_parameters", "_buffers"):
         cast(Mapping[str, Any], getattr(plain, store)).update(getattr(norm, store))  # type: ignore[attr-defined]
     plain.train(norm.training)
-    return plain, nn.Sequential(norm.drop, norm.act)
+    return plain, [norm.drop, norm.act]
