@@ -13,6 +13,7 @@ from surgery.cli.evaluate import add_eval, add_predict
 from surgery.cli.export import add_export
 from surgery.cli.load_check import add_load_check
 from surgery.cli.methods import add_methods
+from surgery.cli.overhead import add_overhead
 from surgery.cli.plan import add_cost, add_plan
 from surgery.core.errors import NoSitesError, SurgeryError
 from surgery.core.user_modules import import_user_modules
@@ -28,6 +29,7 @@ COMMANDS = (
     ("eval", "accuracy, or mean IoU, on a folder of images", add_eval),
     ("predict", "the five likeliest classes of images, or masks as PNG files", add_predict),
     ("bench", "time original, converted and the floor in turn, in one process", add_bench),
+    ("overhead", "FLOPs, memory and time of one module of each method, beside published figures", add_overhead),
     ("export", "write a model for another runtime, checked against the original", add_export),
     ("load-check", "load a file and say what it holds; fails where anything is wrong", add_load_check),
 )

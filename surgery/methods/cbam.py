@@ -7,10 +7,12 @@ from timm.layers.cbam import CbamModule
 from torch import nn
 
 from surgery.core.errors import is_whole
+from surgery.core.surgery_layer import OpCost
 from surgery.graph import ModelGraph
 from surgery.methods.planners.attention import AttentionOptions, plan_attention
 from surgery.methods.planners.neutral_gate import NeutralSigmoid, built_alike, silence
 from surgery.planning.evidence import Evidence, Kind
+from surgery.planning.overhead import Overhead
 from surgery.planning.registry import Proposal, register
 from surgery.planning.selection import Selection
 from surgery.transforms.layer_kinds import LayerKind, register_layer
@@ -66,6 +68,16 @@ def _behind(channels: int, options: CBAMOptions) -> nn.Module:
 register_layer(LayerKind("cbam", CBAMOptions, behind=_behind))
 
 
+def _added_cost(channels: int, height: int, width: int, ratio: int = 16) -> OpCost:
+    """PiX supplement, equations 17 to 41: pools, perceptron, sums and gates over the places, then over the channels."""
+    places, squeezed = height * width, channels // ratio
+    perceptron = squeezed * channels + squeezed + channels * squeezed
+    by_channel = 3 * channels * places + perceptron + 4 * channels + channels
+    by_place = 2 * (channels - 1) * places + 2 * places + 2 * places + 4 * places + channels * places
+    written = 2 * channels * places + 5 * places + 4 * channels + squeezed
+    return OpCost(2 * squeezed * channels, by_channel + by_place, written)
+
+
 @register
 class CBAM:
     """See the module."""
@@ -76,6 +88,16 @@ class CBAM:
     evidence: ClassVar[Kind] = "none"
     changes: ClassVar[str] = "gates for each channel and then for each pixel, by mean and maximum, are added at 1"
     where: ClassVar[str] = "at the end of residual branches; behind chosen convolutions"
+    overhead: ClassVar[Overhead] = Overhead(
+        "CBAM",
+        _added_cost,
+        lambda channels: _behind(channels, CBAMOptions()),
+        {
+            (512, 112, 112): ("38.6", 51.639424),
+            (512, 56, 56): ("9.6", 12.916096),
+            (512, 28, 28): ("2.4", 3.235264),
+        },
+    )
 
     def plan(self, graph: ModelGraph, selection: Selection, config: CBAMConfig, evidence: Evidence) -> Proposal:
         return plan_attention(graph, selection, config, ("cbam", {"ratio": config.ratio, "kernel": config.kernel}))

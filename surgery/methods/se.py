@@ -7,10 +7,12 @@ from timm.layers import SEModule
 from torch import nn
 
 from surgery.core.errors import is_whole
+from surgery.core.surgery_layer import OpCost
 from surgery.graph import ModelGraph
 from surgery.methods.planners.attention import AttentionOptions, plan_attention
 from surgery.methods.planners.neutral_gate import NeutralSigmoid, built_alike, silence
 from surgery.planning.evidence import Evidence, Kind
+from surgery.planning.overhead import Overhead
 from surgery.planning.registry import Proposal, register
 from surgery.planning.selection import Selection
 from surgery.transforms.layer_kinds import LayerKind, register_layer
@@ -47,6 +49,15 @@ def _behind(channels: int, options: SEOptions) -> nn.Module:
 register_layer(LayerKind("se", SEOptions, behind=_behind))
 
 
+def _added_cost(channels: int, height: int, width: int, ratio: int = 16) -> OpCost:
+    """PiX supplement, equations 7 to 16."""
+    places, squeezed = height * width, channels // ratio
+    pooling, product, sigmoid = channels * places, channels * places, 4 * channels
+    squeeze, relu, excitation = squeezed * channels, squeezed, channels * squeezed
+    flops = pooling + squeeze + relu + excitation + sigmoid + product
+    return OpCost(squeeze + excitation, flops, channels + squeezed + channels + channels * places)
+
+
 @register
 class SE:
     """See the module."""
@@ -57,6 +68,16 @@ class SE:
     evidence: ClassVar[Kind] = "none"
     changes: ClassVar[str] = "a gate for each channel, from the mean over the map, is added; it starts at 1"
     where: ClassVar[str] = "at the end of residual branches; behind chosen convolutions"
+    overhead: ClassVar[Overhead] = Overhead(
+        "SE",
+        _added_cost,
+        lambda channels: _behind(channels, SEOptions()),
+        {
+            (512, 112, 112): ("12.8", 25.694336),
+            (512, 56, 56): ("3.2", 6.426752),
+            (512, 28, 28): (".837", 1.609856),
+        },
+    )
 
     def plan(self, graph: ModelGraph, selection: Selection, config: SEConfig, evidence: Evidence) -> Proposal:
         return plan_attention(graph, selection, config, ("se", {"ratio": config.ratio}))

@@ -23,7 +23,9 @@ def tensor(output):
     return output if isinstance(output, torch.Tensor) else torch.from_numpy(output[0])
 
 
-@pytest.mark.parametrize("setting", [Setting(), Setting(mode="optimized"), *FILES], ids=lambda setting: f"{setting.mode}-{setting.dtype}")
+@pytest.mark.parametrize(
+    "setting", [Setting(), Setting(mode="optimized"), *FILES], ids=lambda setting: f"{setting.mode}-{setting.dtype}"
+)
 @pytest.mark.parametrize("kind", ["network", "layer"])
 def test_engines_agree_with_the_model_in_eval_mode(setting, kind, tmp_path):
     if setting.mode == "openvino":

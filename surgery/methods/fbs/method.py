@@ -8,10 +8,12 @@ from typing import Any, ClassVar
 
 from surgery.graph import ModelGraph
 from surgery.graph.operation_cost import graph_cost
+from surgery.methods.fbs.overhead import OVERHEAD
 from surgery.methods.fbs.sites import GatedSite, gated_sites, producers
 from surgery.methods.fbs.transform import BoostAndSuppress, FBSOptions
 from surgery.planning.decision import Decision, PlanRow
 from surgery.planning.evidence import Evidence, Kind
+from surgery.planning.overhead import Overhead
 from surgery.planning.registry import Proposal, register
 from surgery.planning.rehearsal import rehearsed_graph
 from surgery.planning.selection import Selection
@@ -54,6 +56,8 @@ class FBSMethod:
     evidence: ClassVar[Kind] = "none"
     changes: ClassVar[str] = "for each image a convolution computes its most salient channels alone, and boosts them"
     where: ClassVar[str] = "convolutions without groups, with the BatchNorm and activation behind them"
+
+    overhead: ClassVar[Overhead] = OVERHEAD
 
     def plan(self, graph: ModelGraph, selection: Selection, config: FBSConfig, evidence: Evidence) -> Proposal:
         candidates, skipped = gated_sites(graph)

@@ -17,11 +17,13 @@ from surgery.core.errors import check_choice
 from surgery.graph import ModelGraph
 from surgery.methods.pix.layer import PiX, check_fusion
 from surgery.methods.pix.matching import match_for
+from surgery.methods.pix.overhead import OVERHEAD
 from surgery.methods.planners.insertion import plan_insertion
 from surgery.methods.planners.squeeze import plan_squeeze, squeeze_plan_notes
 from surgery.methods.planners.squeeze_options import SqueezeOptions
 from surgery.planning.decision import Decision
 from surgery.planning.evidence import Evidence, Kind
+from surgery.planning.overhead import Overhead
 from surgery.planning.plan import Plan
 from surgery.planning.registry import Proposal, register
 from surgery.planning.selection import Selection
@@ -104,6 +106,8 @@ class PiXMethod:
     evidence: ClassVar[Kind] = "none"
     changes: ClassVar[str] = "a squeeze convolution works on the pooled map and picks or mixes its input channels"
     where: ClassVar[str] = "squeeze 1×1 convolutions; before spatial convolutions (modes downscale, prune)"
+
+    overhead: ClassVar[Overhead] = OVERHEAD
 
     def plan(self, graph: ModelGraph, selection: Selection, config: PiXConfig, evidence: Evidence) -> Proposal:
         if config.mode == "squeeze":
