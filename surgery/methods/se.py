@@ -50,7 +50,7 @@ register_layer(LayerKind("se", SEOptions, behind=_behind))
 
 
 def _added_cost(channels: int, height: int, width: int, ratio: int = 16) -> OpCost:
-    """PiX supplement, equations 7 to 16."""
+    """Equations 7 to 16 of Table 1 (docs/performance.md)."""
     places, squeezed = height * width, channels // ratio
     pooling, product, sigmoid = channels * places, channels * places, 4 * channels
     squeeze, relu, excitation = squeezed * channels, squeezed, channels * squeezed

@@ -48,7 +48,7 @@ def test_before_each_epoch_and_while_it_is_judged(tmp_path):
 
     def reached(network, history):
         told.append(network[1].share)
-        assert {share for share, _ in network[1].ran} == {share for share in told}
+        assert {share for share, _ in network[1].ran} == set(told)
 
     model = run(tmp_path, reached)
     assert told == [0, 0.25, 0.5, 0.75]

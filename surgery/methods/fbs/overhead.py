@@ -1,4 +1,4 @@
-"""What FBS adds to a convolution (PiX supplement, D.3 and Table 1)."""
+"""What FBS adds to a convolution (docs/performance.md, Table 1, and equations 42 to 52)."""
 
 import torch
 import torch.nn.functional as F
