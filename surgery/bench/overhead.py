@@ -1,4 +1,4 @@
-"""What modules of several methods add to a network: counted by the papers' formulas, timed, and their memory measured."""
+"""What modules of several methods add to a network: by papers' formulas, timed, and with memory measured."""
 
 import contextlib
 import dataclasses
@@ -27,8 +27,8 @@ from surgery.planning.registry import methods
 BYTES = 4  # of a float32
 HEADER = ("size", "module", "MFLOPs", "published", "memory MB", "published", "measured ms", "peak MB")
 NOTES = (
-    "MFLOPs and memory: of one module on one map, by the published formulas, and as published, where figures are cut and\n"
-    "not rounded; measured: one forward, float32, batch 1, eager, NCHW; peak: allocated at once beyond input and weights"
+    "MFLOPs and memory: of one module on one map, by the published formulas, and as published, where figures are cut\n"
+    "and not rounded; measured: one forward, float32, batch 1, eager, NCHW; peak: held at once beyond input and weights"
 )
 
 

@@ -10,6 +10,7 @@ from surgery.cli.bench import add_bench
 from surgery.cli.compare import main as compare
 from surgery.cli.convert import add_convert
 from surgery.cli.evaluate import add_eval, add_predict
+from surgery.cli.explain import add_explain
 from surgery.cli.export import add_export
 from surgery.cli.load_check import add_load_check
 from surgery.cli.methods import add_methods
@@ -30,6 +31,7 @@ COMMANDS = (
     ("predict", "the five likeliest classes of images, or masks as PNG files", add_predict),
     ("bench", "time original, converted and the floor in turn, in one process", add_bench),
     ("overhead", "FLOPs, memory and time of one module of each method, beside published figures", add_overhead),
+    ("explain", "pictures of what a converted network does: Grad-CAM, gates, picked channels, widths", add_explain),
     ("export", "write a model for another runtime, checked against the original", add_export),
     ("load-check", "load a file and say what it holds; fails where anything is wrong", add_load_check),
 )

@@ -21,6 +21,7 @@ EXTRAS: dict[str, dict[str, str]] = {
         "psutil": "psutil",
     },
     "export": _EXPORT,
+    "explain": {"pytorch_grad_cam": "grad-cam", "matplotlib": "matplotlib"},
     "openvino": {**_EXPORT, "openvino": "openvino"},
 }
 

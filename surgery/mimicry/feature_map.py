@@ -24,7 +24,7 @@ def common_feature_map(model: nn.Module, teacher: nn.Module, shape: tuple[int, .
         graphs = record(teacher, shape), record(model, shape)
     except (ValueError, SurgeryError) as error:
         return None, str(error)
-    places = [_before_pooling(graph) for graph in graphs]
+    places = [pooled_map(graph) for graph in graphs]
     if places[0] is None:
         return None, "no map that is pooled was seen in the original"
     if places[1] is None or places[0][0] != places[1][0]:
@@ -34,7 +34,7 @@ def common_feature_map(model: nn.Module, teacher: nn.Module, shape: tuple[int, .
     return places[0][0], ""
 
 
-def _before_pooling(graph: ModelGraph) -> tuple[Place, tuple[int, ...]] | None:
+def pooled_map(graph: ModelGraph) -> tuple[Place, tuple[int, ...]] | None:
     """Place and shape (C, H, W) of what the last global pooling reads."""
     pools = [node for node in graph if node.meta.get("kind") == "global_pool" and node.all_input_nodes]
     if not pools:

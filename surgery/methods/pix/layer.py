@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from surgery.core.errors import check_choice
 from surgery.core.norm_folding import norm_folded
-from surgery.core.surgery_layer import OpCost, SurgeryLayer
+from surgery.core.surgery_layer import Gates, OpCost, SurgeryLayer
 from surgery.graph.kinds import STANDARDISED
 from surgery.methods.pix.lowering import HALF, ComposedPiX
 from surgery.methods.pix.ops import pix, pix_fuse, reference
 from surgery.methods.pix.ops.shapes import check_stride
+from surgery.transforms.subsets import subset_members
 
 SPREAD = 0.05  # standard deviation of the logits that a calibration starts from
 STEADY = 0.08  # and that of p which it leaves as it is
@@ -193,6 +194,43 @@ class PiX(SurgeryLayer):
         if self.fusion != "threshold" or self.operator != "max+avg" or not 0 < self.tau < 1:
             return -16 * SPREAD
         return math.log(self.tau / (1 - self.tau)) / (1 if self.activation == "sigmoid" else 2)
+
+    def gates(self, x: Tensor) -> Gates:
+        """p (PiX Eq. 1), and which channels have the extreme of their subset (Eq. 2) and which a mixture of it."""
+        p = self._probabilities(x)
+        picks = (
+            p <= self.tau if self._chooses else torch.full_like(p, self.operator in ("max", "min"), dtype=torch.bool)
+        )
+        if self.fusion == "weighted":
+            picks = torch.zeros_like(picks)
+        return Gates(p, {"picks": picks, "mixes": ~picks})
+
+    @property
+    def _chooses(self) -> bool:
+        return self.fusion == "threshold" and self.operator == "max+avg"
+
+    def _probabilities(self, x: Tensor) -> Tensor:
+        """p (N, C_out)."""
+        if self.input_norm is not None:
+            x = self.input_norm(x)
+        logits = F.conv2d(x.mean((2, 3), keepdim=True), self.effective_weight(), self.bias)
+        if self.predictor_norm is not None:
+            logits = self.predictor_norm(logits)
+        return reference.activate(logits.flatten(1), self.activation)
+
+    def picked_channels(self, x: Tensor) -> Tensor:
+        """(N, C_out, ⌈H / stride⌉, ⌈W / stride⌉): which channel is its subset's extreme, −1 if mixed."""
+        picks = self.gates(x).states["picks"]
+        if self.input_norm is not None:
+            x = self.input_norm(x)
+        x = x[:, :, :: self.stride[0], :: self.stride[1]]
+        channels = []
+        for members in subset_members(self.in_channels, self.out_channels, self.grouping):
+            subset = x[:, members]
+            index = subset.argmin(1) if self.operator == "min" else subset.argmax(1)
+            channels.append(torch.tensor(members, device=x.device)[index])
+        picked = torch.stack(channels, 1)
+        return picked.where(picks[:, :, None, None], -1)
 
     def folded(self) -> "PiX | None":
         """A copy with its weight standardised once and for all, and the predictor's norm in the predictor."""
