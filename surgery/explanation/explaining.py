@@ -104,7 +104,7 @@ def explain(
 ) -> Explanation:
     """Draw what a converted classifier does on images.
 
-    Grad-CAM (FACS, Fig. 5); gates by layer and class (PiX supplement, Fig. 4); which channel is picked where; which
+    Grad-CAM (FACS, Fig. 5); gates by layer and class (Fig. 4 of its supplement); which channel is picked where; which
     channels are kept for which class; widths, and channels' shares in the variance of what reads them, before and after
     a pruning (SFVR supplement, Fig. 2 and 3). What does not apply is left out, and the reason noted.
 

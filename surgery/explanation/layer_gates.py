@@ -35,7 +35,7 @@ class LayerGates:
     @property
     def dead(self) -> float:
         """Share of the channels that are in one state on all images."""
-        kinds = torch.stack([mask for mask in self.states.values()])
+        kinds = torch.stack(list(self.states.values()))
         return float((kinds == kinds[:, :1]).all(1).all(0).float().mean())
 
     @property
@@ -51,9 +51,12 @@ class LayerGates:
         return {name: self.values[_rows(labels, name)].mean(0) for name in names}
 
     def spread_over_classes(self, labels: Sequence[str]) -> float | None:
-        """Variance of the means of classes ÷ variance over all images, mean over the channels; None for one class."""
+        """Variance of the means of classes ÷ variance over all images, mean over the channels.
+
+        None for one class, or fewer than two images for each: their means would differ by chance.
+        """
         means = self.class_means(labels)
-        if len(means) < 2:
+        if len(means) < 2 or sum(bool(label) for label in labels) < 2 * len(means):
             return None
         labelled = self.values[[bool(label) for label in labels]]
         between = torch.stack(list(means.values())).var(0, correction=0)

@@ -69,7 +69,7 @@ register_layer(LayerKind("cbam", CBAMOptions, behind=_behind))
 
 
 def _added_cost(channels: int, height: int, width: int, ratio: int = 16) -> OpCost:
-    """Equations 17 to 41 of Table 1 (docs/performance.md): pools, perceptron, sums and gates over the places, then over the channels."""
+    """Equations 17 to 41 of Table 1 (docs/performance.md)."""
     places, squeezed = height * width, channels // ratio
     perceptron = squeezed * channels + squeezed + channels * squeezed
     by_channel = 3 * channels * places + perceptron + 4 * channels + channels
