@@ -1,7 +1,8 @@
 """How an FBS layer computes its kept channels.
 
-A model as it is converted or loaded takes one form, so that it gives the same numbers whenever it runs. A copy that
-:func:`surgery.optimize_for_inference` made takes the fastest, which the first call with inputs of a kind finds out:
+A model as it is converted or loaded leaves channels out for one image and masks them for more, so that it gives the same
+numbers whenever it runs. A copy that
+:func:`surgery.optimize_for_inference` made takes the fastest form, which the first call with inputs of a kind finds out:
 
 - ``dense``: all channels, then masked.
 - ``images``: images with the same active channels together, filters gathered for them.
@@ -92,10 +93,11 @@ def computed(layer: "FBSConv2d", x: Tensor, inputs: Tensor | None, pooled: Tenso
 
 
 def _steady(task: Task) -> str:
+    """The form of a model that is not prepared for inference: skipping where it is sure to pay, for one image."""
     if task.x.device.type == "cuda":
-        return "grouped"
+        return "grouped" if len(task.x) == 1 else "dense"
     height, width = task.x.shape[2] // task.layer.stride[0], task.x.shape[3] // task.layer.stride[1]
-    return "images" if height * width >= FEWEST_PLACES else "dense"
+    return "images" if len(task.x) == 1 and height * width >= FEWEST_PLACES else "dense"
 
 
 def _measured(task: Task) -> str:
