@@ -1,8 +1,8 @@
 """How an FBS layer computes its kept channels.
 
-A model as it is converted or loaded leaves channels out for one image and masks them for more, so that it gives the same
-numbers whenever it runs. A copy that
-:func:`surgery.optimize_for_inference` made takes the fastest form, which the first call with inputs of a kind finds out:
+A model as it is converted or loaded leaves channels out for one image and masks them for more, so that it gives the
+same numbers whenever it runs. A copy that :func:`surgery.optimize_for_inference` made takes the fastest form, which the
+first call with inputs of a kind finds out:
 
 - ``dense``: all channels, then masked.
 - ``images``: images with the same active channels together, filters gathered for them.
