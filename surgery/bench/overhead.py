@@ -78,8 +78,21 @@ class OverheadSettings:
 
 
 def overheads() -> list[Overhead]:
-    """Of all registered methods that have one."""
-    return [method.overhead for method in methods().values() if hasattr(method, "overhead")]
+    """Of all registered methods that have one.
+
+    Raises:
+        TypeError: a method's attribute ``overhead`` is something else.
+        ValueError: no method has one.
+    """
+    by_method = {name: method.overhead for name, method in methods().items() if hasattr(method, "overhead")}
+    for name, overhead in by_method.items():
+        if not isinstance(overhead, Overhead):
+            raise TypeError(
+                f"method {name!r}: overhead={overhead!r:.80}: a surgery.planning.overhead.Overhead is needed"
+            )
+    if not by_method:
+        raise ValueError(f"overhead needs a method with an attribute 'overhead'; {', '.join(methods())} have none")
+    return list(by_method.values())
 
 
 def measure_overheads(settings: OverheadSettings) -> list[OverheadRow]:
@@ -115,7 +128,10 @@ def _forward(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
 
 
 def peak_bytes(function: Callable[[], object]) -> int:
-    """The most that torch's CPU allocator held at once during a call, beyond what it held before."""
+    """The most that torch's CPU allocator held at once during a call, beyond what it held before.
+
+    The call's result counts. Scratch memory that kernels allocate by themselves is not seen.
+    """
     with _silent(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         result = function()
     del result

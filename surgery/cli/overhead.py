@@ -1,6 +1,7 @@
 """``overhead``: what one module of a method adds, counted as papers do and measured."""
 
 import argparse
+import os
 from pathlib import Path
 
 from surgery.bench.overhead import (
@@ -37,11 +38,17 @@ def _numbers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r}: whole numbers such as 112,56 are needed") from None
 
 
+def _check_writable(option: str, path: Path) -> None:
+    """Raise OSError for a file that could not be written, before anything is measured for it."""
+    if not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise OSError(f"{option} {str(path)!r}: cannot be written; a file in a folder that may be written is needed")
+
+
 def _overhead(args: argparse.Namespace) -> str:
     settings = OverheadSettings(args.channels, args.sizes, args.threads, args.seconds)
-    for path in (path for path in (args.json, args.plot) if path is not None):
-        if not path.parent.is_dir() or path.is_dir():
-            raise OSError(f"cannot write {str(path)!r}: a file in a folder that exists is needed")
+    for option, path in (("--json", args.json), ("--plot", args.plot)):
+        if path is not None:
+            _check_writable(option, path)
     if args.plot is not None:
         check_picture(args.plot.suffix)
     rows = measure_overheads(settings)

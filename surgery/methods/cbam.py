@@ -69,13 +69,17 @@ register_layer(LayerKind("cbam", CBAMOptions, behind=_behind))
 
 
 def _added_cost(channels: int, height: int, width: int, ratio: int = 16) -> OpCost:
-    """Equations 17 to 41 of Table 1 (docs/performance.md)."""
+    """Equations 17 to 41 of Table 1 (docs/performance.md).
+
+    They count one pass of the perceptron, where the layer makes two, and a spatial convolution of 1×1 (28), where the
+    layer's 7×7 takes 98·H·W.
+    """
     places, squeezed = height * width, channels // ratio
     perceptron = squeezed * channels + squeezed + channels * squeezed
     by_channel = 3 * channels * places + perceptron + 4 * channels + channels
     by_place = 2 * (channels - 1) * places + 2 * places + 2 * places + 4 * places + channels * places
     written = 2 * channels * places + 5 * places + 4 * channels + squeezed
-    return OpCost(2 * squeezed * channels, by_channel + by_place, written)
+    return OpCost(2 * squeezed * channels + 2 * places, by_channel + by_place, written)
 
 
 @register

@@ -1,6 +1,7 @@
 """Table 1 of the PiX supplement, to the digit and the byte; measured memory; the command."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,6 +44,19 @@ def test_terms_add_up_to_the_published_totals(overhead, size):
     assert (cost.flops, cost.memory) == TOTALS[overhead.label](size[0], size[1] * size[2])
 
 
+def test_only_without_its_ranking_is_the_row_of_fbs_as_published():
+    cost = next(overhead.cost for overhead in overheads() if overhead.label == "FBS")
+    ranking = sum(512 - i for i in range(1, 256 + 1))  # equation 45, k = C/2
+    for side, with_ranking in ((112, "45.3"), (56, "11.6"), (28, "3.1")):
+        assert cut((cost(512, side, side).flops + ranking) / 1e6, 1) == with_ranking
+
+
+@pytest.mark.parametrize("overhead", overheads(), ids=lambda overhead: overhead.label)
+def test_convolutions_and_linears_make_the_multiply_accumulates(overhead):
+    macs = {"SE": 2 * 64 * 4, "CBAM": 2 * 64 * 4 + 2 * 7 * 9, "FBS": 64 * 64, "PiX": 64 * 64}
+    assert overhead.cost(64, 7, 9).macs == macs[overhead.label]
+
+
 @pytest.mark.parametrize("overhead", overheads(), ids=lambda overhead: overhead.label)
 def test_the_measured_peak_is_near_what_is_counted(overhead):
     layer, x = overhead.layer(64).eval(), torch.randn(1, 64, 48, 48)
@@ -60,6 +74,19 @@ def test_the_peak_is_what_is_held_at_once():
         return torch.empty(3000), torch.empty(500)
 
     assert 14_000 <= peak_bytes(twice) <= 14_500
+
+
+@pytest.mark.parametrize(
+    ("registered", "error", "message"),
+    [
+        ({"mine": SimpleNamespace(overhead=3)}, TypeError, "method 'mine': overhead=3: a surgery"),
+        ({"mine": SimpleNamespace()}, ValueError, "mine have none"),
+    ],
+)
+def test_what_methods_do_not_give_is_named(monkeypatch, registered, error, message):
+    monkeypatch.setattr("surgery.bench.overhead.methods", lambda: registered)
+    with pytest.raises(error, match=message):
+        overheads()
 
 
 def test_the_command(tmp_path, capsys):
@@ -82,7 +109,7 @@ def test_the_command(tmp_path, capsys):
         (["--seconds", "-1"], "--seconds -1.0: a positive number"),
         (["--threads", "0"], "--threads 0"),
         (["--plot", "o.jpeg"], "the suffix of --plot"),
-        (["--json", "nowhere/o.json"], "cannot write 'nowhere/o.json'"),
+        (["--json", "nowhere/o.json"], "--json 'nowhere/o.json': cannot be written"),
     ],
 )
 def test_bad_input_is_one_line(options, message, capsys):
