@@ -147,7 +147,7 @@ class FBSConv2d(SurgeryLayer):
         factors = factors.to(y.dtype)[:, :, None, None]
         if self.placement == "output":
             y = self.act(y)
-            return y * factors if torch.is_grad_enabled() else y.mul_(factors)
+            return y * factors if outputs is None else y.mul_(factors)
         y = y * factors
         if self.beta is not None:
             y = y + (self.beta if outputs is None else self.beta[outputs])[:, None, None]
