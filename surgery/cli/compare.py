@@ -118,7 +118,7 @@ def _compare(args: argparse.Namespace) -> int:
     recipe = load_recipe(find_recipe(args.recipe), [*args.settings, *_imports(args.imports)])
     if recipe.variants and args.methods:
         raise ValueError(
-            f"--methods {','.join(args.methods)}: the recipe names its variants; leave it out, or variants=[]"
+            f"--methods {','.join(args.methods)}: the recipe names its variants; leave it out, or variants={{}}"
         )
     comparison = Comparison(
         args.methods or default_methods(), args.macs, args.budgets, args.seeds, args.jobs, args.best
