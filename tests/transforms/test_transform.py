@@ -13,12 +13,14 @@ import surgery
 from surgery.checkpoint.build_budget import Budget, BudgetError
 from surgery.checkpoint.source import _affordable
 from surgery.core.errors import CheckpointError
+from surgery.methods.fbs.transform import BoostAndSuppress
 from surgery.planning.registry import discover
 from surgery.transforms.drop import Drop
 from surgery.transforms.erase_calls import EraseCalls
 from surgery.transforms.feature_widths import FeatureWidths
 from surgery.transforms.history import history, remember
 from surgery.transforms.insert_before import InsertBefore
+from surgery.transforms.insert_behind import InsertBehind
 from surgery.transforms.modules_by_name import put
 from surgery.transforms.narrow import Narrow
 from surgery.transforms.pooled_head import PooledHead
@@ -60,6 +62,8 @@ EXAMPLES = [
     EraseCalls("block", "conv1", ((1, "relu"), (2, "ReLU"))),
     InsertBefore("conv1", "pix", (16, 4), 4, {"norm": "after"}),
     InsertBefore("conv1", "squeeze-conv", (16, 4), 4),
+    InsertBehind("bn1", "se", 4, {"ratio": 2}),
+    BoostAndSuppress("conv1", (16, 4), "bn1", "act1", "conv0", True, {"density": 0.25, "schedule": [1.0, 0.5]}),
     Narrow({"conv1": [None, 4], "bn1": [4, None]}),
     FeatureWidths({"num_features": 24, "head.in_features": 24}, (8, 24)),
     FeatureWidths(),
