@@ -1,35 +1,27 @@
 """Pictures and statistics of a converted network on some images, written to a folder."""
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from surgery.core.atomic_file import write_atomically
-from surgery.core.checked_model import check_model
+from surgery.core.checked_model import check_model, output_for_one_image
 from surgery.core.errors import is_whole
-from surgery.core.eval_mode import eval_mode
 from surgery.core.extras import check_extra
-from surgery.core.surgery_layer import SurgeryLayer
-from surgery.core.table import table
 from surgery.explanation import pictures
 from surgery.explanation.class_activation import best_classes, class_activation, map_layer
 from surgery.explanation.explained_images import ExplainedImages, read_images
-from surgery.explanation.layer_gates import LayerGates, layer_gates
-from surgery.graph import record
-from surgery.graph.coupling import couple
-from surgery.methods.planners.pruning.sfvr import sfvr
-from surgery.transforms.history import history
-from surgery.transforms.narrow import Narrow
+from surgery.explanation.gate_pictures import channels_by_class_picture, gates_picture
+from surgery.explanation.layer_gates import layer_gates
+from surgery.explanation.picked import most_picked
+from surgery.explanation.pruned_channels import channel_scores, narrowed_layers, widths
+from surgery.explanation.report import Explanation
 from surgery.vision.preprocessing import Preprocessing, preprocessing_of
 
-HEADER = ("layer", "channels", "mean gate", "states", "in one state always", "spread over classes")
 KEPT = "kept"  # the state of a channel that is computed
+MOST_IMAGES = 8  # that are shown
 
 
 @dataclass(frozen=True)
@@ -40,6 +32,7 @@ class ExplanationSettings:
         count: images at most.
         batch_size: of a forward.
         layer: name of the module for Grad-CAM; None: the one that gives the map which is pooled.
+        seed: which images are drawn where there are more.
 
     Raises:
         ValueError: naming the option, its value and what would be accepted.
@@ -48,49 +41,33 @@ class ExplanationSettings:
     count: int = 64
     batch_size: int = 16
     layer: str | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("count", "batch_size"):
-            if not is_whole(getattr(self, name), 1):
-                raise ValueError(f"{name}={getattr(self, name)!r}: a whole number >= 1 is needed")
+        for name, least in (("count", 1), ("batch_size", 1), ("seed", 0)):
+            if not is_whole(getattr(self, name), least):
+                raise ValueError(f"{name}={getattr(self, name)!r}: a whole number >= {least} is needed")
 
 
-@dataclass
-class Explanation:
-    """What was written, and what there is to say. Prints as a table.
+@dataclass(frozen=True)
+class _Looked:
+    """Who is looked at, on which images.
 
     Attributes:
-        files: names, in the folder.
-        statistics: what ``explanation.json`` holds.
-        notes: why some pictures are not there.
+        networks: the original, where there is one with weights, and the converted, by these names, in this order.
+        layers: of each, the module for Grad-CAM.
+        classes: names of the outputs; empty where they are not known.
     """
 
-    folder: Path
-    files: list[str] = field(default_factory=list)
-    statistics: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    networks: dict[str, nn.Module]
+    layers: dict[str, str]
+    images: ExplainedImages
+    classes: tuple[str, ...]
+    batch_size: int
 
-    def write(self, name: str, content: bytes) -> None:
-        write_atomically(self.folder / name, content)
-        self.files.append(name)
-
-    def __str__(self) -> str:
-        rows = [_cells(layer) for layer in self.statistics.get("gates", [])]
-        parts = [table(HEADER, rows, right=(1, 2, 4, 5))] if rows else []
-        return "\n".join([*parts, *self.notes, f"{self.folder}: {', '.join(self.files)}"])
-
-
-def _cells(layer: dict[str, Any]) -> tuple[str, ...]:
-    spread = layer["spread_over_classes"]
-    states = ", ".join(f"{state} {share:.2f}" for state, share in layer["shares"].items())
-    return (
-        layer["layer"],
-        str(layer["channels"]),
-        f"{layer['mean']:.3f}",
-        states,
-        f"{layer['dead']:.2f}",
-        "–" if spread is None else f"{spread:.2f}",
-    )
+    @property
+    def model(self) -> nn.Module:
+        return self.networks["converted"]
 
 
 def explain(
@@ -104,9 +81,9 @@ def explain(
 ) -> Explanation:
     """Draw what a converted classifier does on images.
 
-    Grad-CAM (FACS, Fig. 5); gates by layer and class (Fig. 4 of its supplement); which channel is picked where; which
-    channels are kept for which class; widths, and channels' shares in the variance of what reads them, before and after
-    a pruning (SFVR supplement, Fig. 2 and 3). What does not apply is left out, and the reason noted.
+    Grad-CAM (FACS, Fig. 5); gates by layer and class (Fig. 4 of its supplement); which channel is picked where; which channels
+    are kept for which class; widths, and channels' shares in the variance of what reads them, before and after a
+    pruning (SFVR supplement, Fig. 2 and 3). What does not apply is left out, and the reason noted.
 
     Args:
         model: converted, with weights.
@@ -120,134 +97,110 @@ def explain(
         ValueError, TypeError, OSError: models or images that cannot be; the message says what can.
     """
     check_extra("explain", "explain")
-    check_model(model, weights=True)
-    chosen = settings or ExplanationSettings()
-    preprocessing = preprocessing_of(model)
-    _check_classifies(model, preprocessing)
-    layer = map_layer(model, tuple(preprocessing.size), chosen.layer)
-    images = read_images(paths, preprocessing, chosen.count)
+    looked = _looked(model, original, paths, settings or ExplanationSettings())
     Path(folder).mkdir(parents=True, exist_ok=True)
-    made = Explanation(Path(folder), statistics={"images": list(images.files), "labels": list(images.labels)})
-    _draw_activation(made, model, original, images, (layer, chosen.batch_size, preprocessing.classes))
-    gates = layer_gates(model, images.tensors, chosen.batch_size)
-    _draw_gates(made, gates, images)
-    _draw_picked(made, model, images)
-    _draw_pruning(made, model, original, structure if original is None else original, images.tensors)
-    made.write("explanation.json", json.dumps(made.statistics, indent=1).encode())
+    files, labels = list(looked.images.files), list(looked.images.labels)
+    made = Explanation(Path(folder), statistics={"images": files, "labels": labels})
+    _draw_activation(made, looked)
+    _draw_gates(made, looked)
+    _draw_picked(made, looked)
+    _draw_widths(made, looked, structure if original is None else original)
+    _draw_scores(made, looked)
+    made.write_statistics()
     return made
 
 
-def _check_classifies(model: nn.Module, preprocessing: Preprocessing) -> None:
-    with eval_mode(model), torch.no_grad():
-        output = model(torch.zeros(1, *preprocessing.size).to(next(model.parameters())))
+def _looked(
+    model: nn.Module, original: nn.Module | None, paths: Sequence[str | Path], settings: ExplanationSettings
+) -> _Looked:
+    networks = {"converted": model} if original is None else {"original": original, "converted": model}
+    preprocessing = preprocessing_of(model)
+    outputs = {name: _outputs(network, preprocessing) for name, network in networks.items()}
+    if len(set(outputs.values())) > 1:
+        raise ValueError(f"{outputs} outputs: an original with as many outputs as the converted network is needed")
+    shape = tuple(preprocessing.size)
+    layers = {name: map_layer(network, shape, settings.layer) for name, network in networks.items()}
+    images = read_images(paths, preprocessing, settings.count, settings.seed)
+    return _Looked(networks, layers, images, preprocessing.classes, settings.batch_size)
+
+
+def _outputs(model: nn.Module, preprocessing: Preprocessing) -> int:
+    check_model(model, weights=True)
+    output = output_for_one_image(model, preprocessing.size)
     if not isinstance(output, Tensor) or output.ndim != 2:
-        raise ValueError(f"{type(model).__name__} gives no (N, classes): a classifier is needed")
+        actual = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(
+            f"{type(model).__name__} gives {actual} for one image: a classifier is needed, which gives (1, classes)"
+        )
+    return int(output.shape[1])
 
 
-def _draw_activation(
-    made: Explanation,
-    model: nn.Module,
-    original: nn.Module | None,
-    images: ExplainedImages,
-    how: tuple[str, int, tuple[str, ...]],
-) -> None:
-    layer, batch_size, names = how
-    shown = images.tensors[: pictures.MOST_IMAGES]
-    judge = model if original is None else original
+def _draw_activation(made: Explanation, looked: _Looked) -> None:
+    images, names = looked.images, looked.classes
+    shown = images.tensors[:MOST_IMAGES]
+    judge = next(iter(looked.networks.values()))
+    best = best_classes(judge, shown, looked.batch_size)
     classes = [
-        names.index(label) if label in names else best
-        for label, best in zip(images.labels, best_classes(judge, shown, batch_size), strict=False)
+        names.index(label) if label in names else number for label, number in zip(images.labels, best, strict=False)
     ]
     columns, rows = {}, {}
-    for name, network in (("original", original), ("converted", model)):
-        if network is not None:
-            maps, probabilities = class_activation(network, shown, classes, layer)
-            titles = [f"{names[c] if names else c} {p:.2f}" for c, p in zip(classes, probabilities, strict=True)]
-            columns[name], rows[name] = (maps, titles), probabilities
-    made.write("grad_cam.png", pictures.activation_picture(shown, columns))
-    made.statistics["grad_cam"] = {"layer": layer, "classes": classes, "probabilities": rows}
-    if original is None:
-        made.notes.append("Grad-CAM of the converted network alone: --original has the other's weights")
+    for name, network in looked.networks.items():
+        maps, rows[name] = class_activation(network, shown, classes, looked.layers[name])
+        titles = [f"{names[c] if names else c} {p:.2f}" for c, p in zip(classes, rows[name], strict=True)]
+        columns[name] = maps, titles
+    made.write("grad_cam.png", pictures.activation_picture(images.pixels[:MOST_IMAGES], columns))
+    made.statistics["grad_cam"] = {"layer": looked.layers["converted"], "classes": classes, "probabilities": rows}
+    if len(columns) == 1:
+        made.notes.append("grad_cam.png shows the converted network alone: --original gives it the other")
 
 
-def _draw_gates(made: Explanation, gates: list[LayerGates], images: ExplainedImages) -> None:
-    if not gates:
-        made.notes.append("no layer decides anything by the image: no picture of gates")
-        return
-    made.statistics["gates"] = [layer.to_json(images.labels) for layer in gates]
-    made.write("gates.png", pictures.gates_picture(gates, images.labels))
+def _draw_gates(made: Explanation, looked: _Looked) -> None:
+    labels = looked.images.labels
+    gates = layer_gates(looked.model, looked.images.tensors, looked.batch_size)
+    if gates:
+        made.statistics["gates"] = [layer.to_json(labels) for layer in gates]
+        made.write("gates.png", gates_picture(gates, labels))
+    else:
+        made.leave_out("gates.png", "no layer decides anything by the image")
     skipping = [layer for layer in gates if KEPT in layer.states and layer.shares[KEPT] < 1]
     if skipping:
-        picture = pictures.channels_by_class_picture(skipping, images.labels, KEPT)
-        made.write("channels_by_class.png", picture)
+        made.write("channels_by_class.png", channels_by_class_picture(skipping, labels, KEPT))
+    else:
+        made.leave_out("channels_by_class.png", "no layer leaves out channels by the image")
 
 
-def _draw_picked(made: Explanation, model: nn.Module, images: ExplainedImages) -> None:
-    """Of one image, the last four layers that pick."""
-    seen: dict[str, tuple[Tensor, int]] = {}
-
-    def note(name: str, layer: SurgeryLayer, x: Tensor) -> None:
-        picked = layer.picked_channels(x)
-        if picked is not None and min(picked.shape[2:]) > 1:
-            seen[name] = picked[0].cpu(), x.shape[1]
-
-    hooks = [
-        layer.register_forward_pre_hook(lambda layer, args, name=name: note(name, layer, args[0]))
-        for name, layer in model.named_modules()
-        if isinstance(layer, SurgeryLayer) and type(layer).picked_channels is not SurgeryLayer.picked_channels
-    ]
-    try:
-        with eval_mode(model), torch.no_grad():
-            model(images.tensors[:1].to(next(model.parameters())))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if seen:
-        made.write(
-            "picked.png",
-            pictures.picked_picture(images.tensors[0], dict(list(seen.items())[:: max(1, len(seen) // 4)])),
-        )
-
-
-def _draw_pruning(
-    made: Explanation, model: nn.Module, original: nn.Module | None, structure: nn.Module | None, images: Tensor
-) -> None:
-    narrowed = dict.fromkeys(
-        name
-        for change in history(model)
-        if isinstance(change, Narrow)
-        for name, (_, out) in change.widths.items()
-        if out
-    )
-    if not narrowed:
+def _draw_picked(made: Explanation, looked: _Looked) -> None:
+    picked = most_picked(looked.model, looked.images.tensors[:MOST_IMAGES])
+    if picked is None:
+        made.leave_out("picked.png", "no layer picks a channel on the images that are shown")
         return
-    if structure is None:
-        made.notes.append("the network before surgery cannot be built: no picture of widths")
+    made.statistics["picked"] = {"image": looked.images.files[picked.image], "layers": list(picked.positions)}
+    made.write("picked.png", pictures.picked_picture(looked.images.pixels[picked.image], picked))
+
+
+def _draw_widths(made: Explanation, looked: _Looked, structure: nn.Module | None) -> None:
+    if structure is None or not narrowed_layers(looked.model):
+        unknown = "the network before surgery is not at hand"
+        made.leave_out("widths.png", unknown if narrowed_layers(looked.model) else "no layer was made narrower")
         return
-    widths = _widths(structure, model, narrowed)
-    made.statistics["widths"] = [{"layer": n, "before": b, "after": a} for n, b, a in widths]
-    made.write("widths.png", pictures.widths_picture(widths))
-    if original is None:
-        made.notes.append("SFVR before and after needs the original's weights: --original")
+    rows = widths(structure, looked.model)
+    made.statistics["widths"] = [{"layer": name, "before": before, "after": after} for name, before, after in rows]
+    made.write("widths.png", pictures.widths_picture(rows))
+
+
+def _draw_scores(made: Explanation, looked: _Looked) -> None:
+    if not narrowed_layers(looked.model):
+        made.leave_out("sfvr.png", "no layer was made narrower")
         return
-    scores = {name: _sfvr(network, images) for name, network in (("before", original), ("after", model))}
+    if "original" not in looked.networks:
+        made.leave_out("sfvr.png", "the scores before need the original's weights: --original")
+        return
+    scores = {
+        name: channel_scores(looked.networks[network], looked.images.tensors, looked.batch_size)
+        for name, network in (("before", "original"), ("after", "converted"))
+    }
+    if not all(len(values) for values in scores.values()):
+        made.leave_out("sfvr.png", "there is no channel that can go")
+        return
     made.statistics["sfvr"] = {name: np.quantile(values, [0.05, 0.5, 0.95]).tolist() for name, values in scores.items()}
     made.write("sfvr.png", pictures.scores_picture(scores, "SFVR"))
-
-
-def _widths(before: nn.Module, after: nn.Module, names: Iterable[str]) -> list[tuple[str, int, int]]:
-    """(name, output channels before, after) of the layers with filters."""
-    layers = [dict(network.named_modules()) for network in (before, after)]
-    rows = []
-    for name in names:
-        own, narrow = (modules.get(name) for modules in layers)
-        if isinstance(own, nn.Conv2d | nn.Linear) and isinstance(narrow, nn.Conv2d | nn.Linear):
-            rows.append((name, int(own.weight.shape[0]), int(narrow.weight.shape[0])))
-    return rows
-
-
-def _sfvr(network: nn.Module, images: Tensor) -> np.ndarray:
-    """Of every class of channels that a layer reads, measured on the images."""
-    coupling = couple(record(network, tuple(images.shape[1:])))
-    scores = sfvr(network, coupling, [images.to(next(network.parameters()))])
-    return scores[scores > 0]

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from surgery.core.eval_mode import eval_mode
 from surgery.core.surgery_layer import SurgeryLayer
+from surgery.explanation.surgery_calls import watch_layers
 
 LOW, HIGH = 0.02, 0.98  # a gate in [0, 1] is saturated below and above
+QUANTILES = (0.05, 0.5, 0.95)
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,10 @@ class LayerGates:
         return {state: float(mask.float().mean()) for state, mask in self.states.items()}
 
     @property
-    def dead(self) -> float:
-        """Share of the channels that are in one state on all images."""
+    def dead(self) -> float | None:
+        """Share of the channels that are in one state on all images; None for a layer without states."""
+        if not self.states:
+            return None
         kinds = torch.stack(list(self.states.values()))
         return float((kinds == kinds[:, :1]).all(1).all(0).float().mean())
 
@@ -50,32 +53,45 @@ class LayerGates:
         names = sorted(set(labels) - {""})
         return {name: self.values[_rows(labels, name)].mean(0) for name in names}
 
-    def spread_over_classes(self, labels: Sequence[str]) -> float | None:
-        """Variance of the means of classes ÷ variance over all images, mean over the channels.
+    def between_classes(self, labels: Sequence[str]) -> Tensor | None:
+        """Variance (C,) of the means of classes, each with the weight of its images.
 
         None for one class, or fewer than two images for each: their means would differ by chance.
         """
-        means = self.class_means(labels)
-        if len(means) < 2 or sum(bool(label) for label in labels) < 2 * len(means):
+        means, labelled = self.class_means(labels), [label for label in labels if label]
+        if len(means) < 2 or len(labelled) < 2 * len(means):
+            return None
+        return torch.stack([means[label] for label in labelled]).var(0, correction=0)
+
+    def spread_by_channel(self, labels: Sequence[str]) -> Tensor | None:
+        """Variance (C,) of the means of classes ÷ variance over all images, 0 for a channel that never changes."""
+        between = self.between_classes(labels)
+        if between is None:
             return None
         labelled = self.values[[bool(label) for label in labels]]
-        between = torch.stack(list(means.values())).var(0, correction=0)
-        return float((between / labelled.var(0, correction=0).clamp_min(1e-12)).clamp_max(1).mean())
+        return (between / labelled.var(0, correction=0).clamp_min(1e-12)).clamp_max(1)
+
+    def spread_over_classes(self, labels: Sequence[str]) -> float | None:
+        """Mean over the channels of :meth:`spread_by_channel`."""
+        spread = self.spread_by_channel(labels)
+        return None if spread is None else float(spread.mean())
 
     def kept_by_class(self, labels: Sequence[str], state: str) -> dict[str, Tensor]:
         """How often (C,) each channel is in a state, by class."""
-        names = sorted(set(labels) - {""}) or [""]
+        names = sorted(set(labels) - {""})
+        if not names:
+            return {"all images": self.states[state].float().mean(0)}
         return {name: self.states[state][_rows(labels, name)].float().mean(0) for name in names}
 
     def to_json(self, labels: Sequence[str]) -> dict[str, Any]:
         """Its statistics."""
-        quantiles = torch.quantile(self.values.flatten()[:1_000_000], torch.tensor([0.05, 0.5, 0.95])).tolist()
+        quantiles = np.quantile(self.values.numpy(), QUANTILES).tolist()
         return {
             "layer": self.name,
             "channels": self.values.shape[1],
             "mean": float(self.values.mean()),
-            "sd": float(self.values.std()) if self.values.numel() > 1 else 0.0,
-            "quantiles": dict(zip(("0.05", "0.5", "0.95"), quantiles, strict=True)),
+            "sd": float(self.values.std(correction=0)),
+            "quantiles": dict(zip(map(str, QUANTILES), quantiles, strict=True)),
             "shares": self.shares,
             "saturated": self.saturated,
             "dead": self.dead,
@@ -88,32 +104,17 @@ def _rows(labels: Sequence[str], name: str) -> list[bool]:
 
 
 def layer_gates(model: nn.Module, images: Tensor, batch_size: int) -> list[LayerGates]:
-    """The gates of all layers that have some, in the order of the model, on images (N, C, H, W)."""
+    """The gates of all layers that have some, in the order in which they run, on images (N, C, H, W)."""
     seen: dict[str, list[tuple[Tensor, dict[str, Tensor]]]] = {}
-    hooks = [
-        layer.register_forward_pre_hook(_noting(name, seen))
-        for name, layer in model.named_modules()
-        if isinstance(layer, SurgeryLayer) and type(layer).gates is not SurgeryLayer.gates
-    ]
-    weight = next(model.parameters())
-    try:
-        with eval_mode(model), torch.no_grad():
-            for batch in tqdm(images.split(batch_size), "gates", leave=False, disable=not hooks):
-                model(batch.to(weight))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [_joined(name, parts) for name, parts in seen.items()]
 
-
-def _noting(name: str, seen: dict[str, list[tuple[Tensor, dict[str, Tensor]]]]) -> Any:
-    def note(layer: SurgeryLayer, arguments: tuple[Tensor, ...]) -> None:
-        gates = layer.gates(arguments[0])
+    def look(name: str, layer: SurgeryLayer, x: Tensor) -> None:
+        gates = layer.gates(x)
         if gates is not None:
             states = {state: mask.cpu() for state, mask in gates.states.items()}
             seen.setdefault(name, []).append((gates.values.float().cpu(), states))
 
-    return note
+    watch_layers(model, "gates", images, batch_size, look)
+    return [_joined(name, parts) for name, parts in seen.items()]
 
 
 def _joined(name: str, parts: list[tuple[Tensor, dict[str, Tensor]]]) -> LayerGates:

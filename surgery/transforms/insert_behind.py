@@ -4,6 +4,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from surgery.transforms.field_checks import module_name, width
@@ -53,10 +54,10 @@ class InsertBehind(Transform):
         kind = layer_kind(self.layer)
         assert kind.behind is not None
         base = submodule(model, self.module)
-        behind = kind.behind(self.channels, kind.Options(**self.options)).train(base.training)
-        like = next((t for t in (*base.parameters(), *model.parameters()) if t.is_floating_point()), None)
-        if like is not None:
-            behind.to(device=like.device, dtype=like.dtype)
+        like = next((t for t in (*base.parameters(), *model.parameters()) if t.is_floating_point()), torch.empty(0))
+        with torch.device(like.device):  # of a file that is loaded it is meta, where nothing takes memory
+            behind = kind.behind(self.channels, kind.Options(**self.options))
+        behind.to(device=like.device, dtype=like.dtype).train(base.training)
         put(model, self.module, WithLayerBehind(base, behind))
 
     def changed(self) -> tuple[str, ...]:

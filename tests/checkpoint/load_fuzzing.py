@@ -194,6 +194,8 @@ def _written(folder: Path) -> list[Sound]:
         (surgery.convert(create("pspnet", **pspnet), zeta=4, input_size=(3, 64, 64)), prepared),
         (create("torchvision/squeezenet1_1", num_classes=3), None),
         (foreign, None),
+        (convert(create("cifar_resnet", **small), "fbs", schedule=[1, 0.8]), None),
+        (convert(create("cifar_resnet", **small), "se", ratio=4), None),
     ]
     return [_sound(folder / f"{index}.safetensors", *model) for index, model in enumerate(models)]
 
@@ -349,6 +351,19 @@ TRANSFORMS: tuple[dict[str, Any], ...] = (
     {"type": "insert_before@1", "module": "conv1", "layer": "squeeze-conv", "channels": [3, 16], "squeezed": 100_000},
     {"type": "insert_before@1", "module": "stem", "layer": "squeeze-conv", "channels": [3, 16], "squeezed": 4},
     {"type": "insert_before@1", "module": "stem", "layer": "fuzzed", "channels": [3, 16], "squeezed": 1},
+    {"type": "insert_behind@1", "module": "bn1", "layer": "se", "channels": 2**17, "options": {"ratio": 1}},
+    {"type": "insert_behind@1", "module": "", "layer": "cbam", "channels": 3},
+    {
+        "type": "insert_behind@1",
+        "module": "conv1",
+        "layer": "cbam",
+        "channels": 2**17,
+        "options": {"kernel": 10**9 + 1},
+    },
+    {"type": "boost_and_suppress@1", "module": "conv1", "channels": [3, 64], "norm": "bn1", "act": "layer1"},
+    {"type": "boost_and_suppress@1", "module": "layer1.0.conv1", "channels": [8, 8], "norm": "bn1", "act": "layer1"},
+    {"type": "boost_and_suppress@1", "module": "conv1", "channels": [3, 64], "producer": "conv1", "norm": "conv1"},
+    {"type": "boost_and_suppress@1", "module": "stem", "channels": [3, 16], "options": {"density": 1e-300}},
     {"type": "drop@1", "modules": ["bn1"] * 1_000},
     {"type": "drop@1", "modules": [""]},
     {"type": "drop@1", "modules": []},

@@ -8,158 +8,112 @@ import torch
 from PIL import Image
 
 import surgery
-from surgery.cli.main import main
 from surgery.explanation import ExplanationSettings, explain
 from surgery.explanation.explained_images import read_images
-from surgery.explanation.layer_gates import LayerGates, layer_gates
-from surgery.vision.preprocessing import Preprocessing, preprocessing_of
+from surgery.vision.preprocessing import preprocessing_of
+from tests.explanation.networks import CLASSES, write_images, written
 
-CLASSES = ("ant", "bee", "cat")
 SETTINGS = ExplanationSettings(count=9, batch_size=4)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    root, generator = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for number, name in enumerate(CLASSES):
-        (root / name).mkdir()
-        for image in range(4):
-            pixels = generator.integers(0, 255, (40, 40, 3), dtype=np.uint8)
-            pixels[..., number] //= 4
-            Image.fromarray(pixels).save(root / name / f"{image}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def original():
-    torch.manual_seed(0)
-    return surgery.create("cifar_resnet", num_classes=3, layers=[1, 1, 1, 1], channels=[8, 12, 16, 16]).eval()
-
-
-def preprocessing():
-    return Preprocessing((3, 32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 1.0, "bilinear", CLASSES)
-
-
-def saved(model, path):
-    surgery.save(model, path, preprocessing=preprocessing())
-    return surgery.load(path)
-
-
-@pytest.fixture(scope="module")
-def networks(original, tmp_path_factory):
-    files = tmp_path_factory.mktemp("files")
-    made = {"original": saved(original, files / "original.safetensors")}
-    for method, options in (("pix", {}), ("fbs", {"density": 0.5}), ("l1", {"macs": 0.6})):
-        calibrated = surgery.convert(
-            original, method, calibrate=torch.randn(32, 3, 32, 32), images=32, input_size=32, **options
-        )
-        made[method] = saved(calibrated, files / f"{method}.safetensors")
-    return made, files
-
-
 PICTURES = {
     "pix": {"grad_cam.png", "gates.png", "picked.png"},
     "fbs": {"grad_cam.png", "gates.png", "channels_by_class.png"},
     "l1": {"grad_cam.png", "widths.png", "sfvr.png"},
 }
+EVERY = set().union(*PICTURES.values())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    files = written(tmp_path_factory.mktemp("files"), *PICTURES)
+    return {name: surgery.load(files / f"{name}.safetensors") for name in ("original", *PICTURES)}
 
 
 @pytest.mark.parametrize("method", PICTURES)
-def test_what_applies_is_drawn(networks, method, folder, tmp_path):
-    made, _ = networks
-    explanation = explain(made[method], [folder], tmp_path, original=made["original"], settings=SETTINGS)
+def test_what_applies_is_drawn_and_the_rest_explained(networks, method, folder, tmp_path):
+    explanation = explain(networks[method], [folder], tmp_path, original=networks["original"], settings=SETTINGS)
     assert set(explanation.files) == {*PICTURES[method], "explanation.json"} == {p.name for p in tmp_path.iterdir()}
     for name in PICTURES[method]:
         with Image.open(tmp_path / name) as picture:
             assert np.asarray(picture.convert("L")).std() > 1
+    assert {note.split(":")[0] for note in explanation.notes} == {f"no {name}" for name in EVERY - PICTURES[method]}
     statistics = json.loads((tmp_path / "explanation.json").read_text())
+    assert statistics["notes"] == explanation.notes
     assert len(statistics["images"]) == 9
     assert statistics["labels"].count("bee") == 3
     assert statistics["grad_cam"]["classes"] == [CLASSES.index(label) for label in statistics["labels"][:8]]
     assert set(statistics["grad_cam"]["probabilities"]) == {"original", "converted"}
 
 
-def test_probabilities_are_those_of_the_networks(networks, folder, tmp_path):
-    made, _ = networks
-    statistics = explain(made["pix"], [folder], tmp_path, original=made["original"], settings=SETTINGS).statistics
-    images = read_images([folder], preprocessing_of(made["pix"]), 9)
+@pytest.mark.parametrize("method", ["pix", "fbs"])
+def test_probabilities_are_those_of_the_networks(networks, method, folder, tmp_path):
+    statistics = explain(networks[method], [folder], tmp_path, settings=SETTINGS).statistics
+    images = read_images([folder], preprocessing_of(networks[method]), 9)
     with torch.no_grad():
-        expected = made["pix"](images.tensors[:8]).softmax(1)[range(8), statistics["grad_cam"]["classes"]]
+        expected = networks[method](images.tensors[:8]).softmax(1)[range(8), statistics["grad_cam"]["classes"]]
     torch.testing.assert_close(torch.tensor(statistics["grad_cam"]["probabilities"]["converted"]), expected)
 
 
-def test_gates_are_collected_over_batches(networks):
-    model, images = networks[0]["fbs"], torch.randn(7, 3, 32, 32)
-    collected = {gates.name: gates for gates in layer_gates(model, images, 3)}
-    assert list(collected) == [name for name, m in model.named_modules() if type(m).__name__ == "FBSConv2d"]
-    expected = model.get_submodule("conv1").gates(images)
-    torch.testing.assert_close(collected["conv1"].values, expected.values.detach())
-    assert torch.equal(collected["conv1"].states["kept"], expected.states["kept"])
-    assert not model.conv1._forward_pre_hooks
+def test_statistics_are_those_of_the_layers(networks, folder, tmp_path):
+    statistics = explain(networks["fbs"], [folder], tmp_path, settings=SETTINGS).statistics
+    images = read_images([folder], preprocessing_of(networks["fbs"]), 9)
+    with torch.no_grad():
+        gates = networks["fbs"].conv1.gates(images.tensors)
+    row = next(row for row in statistics["gates"] if row["layer"] == "conv1")
+    assert row["channels"] == gates.values.shape[1]
+    assert row["mean"] == pytest.approx(float(gates.values.mean()), rel=1e-5)
+    assert row["sd"] == pytest.approx(float(gates.values.std(correction=0)), rel=1e-5)
+    assert row["shares"]["kept"] == pytest.approx(0.5)
+    changes = (gates.states["kept"] != gates.states["kept"][:1]).any(0)
+    assert row["dead"] == pytest.approx(1 - float(changes.float().mean()))
 
 
-def test_statistics_of_gates():
-    values = torch.tensor([[0.0, 0.5, 1.0], [0.0, 0.7, 0.2], [0.0, 0.5, 1.0], [0.0, 0.7, 0.2]])
-    kept = values > 0.4
-    gates, labels = LayerGates("a", values, {"kept": kept, "suppressed": ~kept}), ("x", "y", "x", "y")
-    assert gates.shares == {"kept": 0.5, "suppressed": 0.5}
-    assert gates.dead == pytest.approx(2 / 3)  # the last one alone changes
-    assert gates.saturated == pytest.approx((4 + 2) / 12)
-    assert gates.spread_over_classes(labels) == pytest.approx(2 / 3)  # classes say all of two channels, one is constant
-    assert gates.spread_over_classes(("x", "y", "", "")) is None
-    assert gates.kept_by_class(labels, "kept")["x"].tolist() == [0, 1, 1]
+def test_widths_are_those_of_both_networks(networks, folder, tmp_path):
+    rows = explain(networks["l1"], [folder], tmp_path, structure=networks["original"], settings=SETTINGS).statistics[
+        "widths"
+    ]
+    for row in rows:
+        assert row["before"] == networks["original"].get_submodule(row["layer"]).out_channels
+        assert row["after"] == networks["l1"].get_submodule(row["layer"]).out_channels < row["before"]
+    names = [name for name, _ in networks["l1"].named_modules()]
+    assert [row["layer"] for row in rows] == sorted((row["layer"] for row in rows), key=names.index)
 
 
-def test_images_are_drawn_in_turn_from_every_class(folder):
-    images = read_images([folder], preprocessing(), 5)
-    assert images.labels == ("ant", "bee", "cat", "ant", "bee")
-    one = read_images([folder / "cat" / "1.png"], preprocessing(), 5)
-    assert one.labels == ("",)
-    assert one.classes == []
+def test_what_is_missing_for_a_pruned_network_is_said(networks, folder, tmp_path):
+    explanation = explain(networks["l1"], [folder], tmp_path, settings=SETTINGS)
+    assert "no widths.png: the network before surgery is not at hand" in explanation.notes
+    assert any(note.startswith("no sfvr.png") and "--original" in note for note in explanation.notes)
 
 
-def test_the_command_needs_no_original(networks, folder, tmp_path, capsys):
-    _, files = networks
-    assert main(["explain", str(files / "l1.safetensors"), str(folder), "--count", "4", "--out", str(tmp_path)]) == 0
-    printed = capsys.readouterr().out
-    assert "--original" in printed
-    widths = json.loads((tmp_path / "explanation.json").read_text())["widths"]
-    assert any(row["after"] < row["before"] for row in widths)
-    assert not (tmp_path / "sfvr.png").exists()
-
-
-def test_the_command_with_an_original(networks, folder, tmp_path, capsys):
-    _, files = networks
-    options = ["--original", str(files / "original.safetensors"), "--count", "4", "--out", str(tmp_path)]
-    assert main(["explain", str(files / "fbs.safetensors"), str(folder), *options]) == 0
-    assert "suppressed" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("images", "options", "message"),
-    [
-        ("nowhere.png", [], "nowhere.png"),
-        ("", ["--count", "0"], "count=0"),
-        ("", ["--layer", "nothing"], "--layer 'nothing'"),
-        ("", ["--batch-size", "0"], "batch_size=0"),
-    ],
-)
-def test_bad_input_is_one_line(networks, folder, tmp_path, capsys, images, options, message):
-    _, files = networks
-    named = str(folder / images) if images else str(folder)
-    assert main(["explain", str(files / "pix.safetensors"), named, *options, "--out", str(tmp_path / "o")]) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "o").exists()
+def test_a_network_is_left_as_it_was(networks, folder, tmp_path):
+    model = networks["pix"]
+    frozen, weight = list(model.parameters())[:2]
+    frozen.requires_grad_(False)
+    weight.grad = torch.ones_like(weight)
+    explain(model, [folder], tmp_path, settings=SETTINGS)
+    assert not frozen.requires_grad
+    assert frozen.grad is None
+    assert torch.equal(weight.grad, torch.ones_like(weight))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_a_network_that_labels_pixels_is_refused(folder, tmp_path):
-    class Pixels(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = torch.nn.Conv2d(3, 2, 1)
+    with pytest.raises(ValueError, match=r"\(1, 2, 224, 224\).*a classifier is needed"):
+        explain(torch.nn.Conv2d(3, 2, 1), [folder], tmp_path / "o")
+    assert not (tmp_path / "o").exists()
 
-        def forward(self, x):
-            return self.conv(x)
 
-    with pytest.raises(ValueError, match="a classifier is needed"):
-        explain(Pixels(), [folder], tmp_path / "o")
+def test_an_original_with_other_outputs_is_refused(networks, folder, tmp_path):
+    other = surgery.create("cifar_resnet", num_classes=5, layers=[1, 1, 1, 1], channels=[8, 12, 16, 16])
+    with pytest.raises(ValueError, match="'original': 5"):
+        explain(networks["pix"], [folder], tmp_path, original=other, settings=SETTINGS)
+
+
+@pytest.mark.parametrize("option", ["count", "batch_size", "seed"])
+def test_bad_settings_are_named(option):
+    with pytest.raises(ValueError, match=f"{option}=-1: a whole number >= "):
+        ExplanationSettings(**{option: -1})

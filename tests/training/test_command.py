@@ -39,7 +39,10 @@ def test_the_list_has_every_recipe(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["quickstrat"], "there is no recipe 'quickstrat': a YAML file, or one of cifar10, .* mean 'quickstart'"),
+        (
+            ["quickstrat"],
+            "there is no recipe 'quickstrat': a YAML file, or one of ablations, cifar10, .* mean 'quickstart'",
+        ),
         (["no/such.yaml"], "there is no recipe 'no/such.yaml'"),
         (["quickstart", "nonsense=1"], "recipe key='nonsense'"),
         (["quickstart", "imports=[no_such_module]"], "module 'no_such_module' cannot be imported"),

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from surgery.core.errors import check_choice
+from surgery.core.errors import SurgeryError, check_choice
 from surgery.methods.fbs.layer import PLACEMENTS, FBSConv2d
 from surgery.transforms.field_checks import channels, module_name
 from surgery.transforms.modules_by_name import checked_conv, put, submodule
@@ -69,6 +69,11 @@ class BoostAndSuppress(Transform):
         for name in ("norm", "act", "producer"):
             if getattr(self, name):
                 module_name(name, getattr(self, name))
+        names = [self.module, *self.removed()]
+        if any(
+            f"{one}.".startswith(f"{other}.") for i, one in enumerate(names) for j, other in enumerate(names) if i != j
+        ):
+            raise ValueError(f"module, norm and act are {names!r:.200}: modules of which none holds another are needed")
         if not isinstance(self.non_negative, bool):
             raise ValueError(f"non_negative={self.non_negative!r:.80}: true or false is needed")
         object.__setattr__(self, "channels", channels("channels", self.channels))
@@ -78,6 +83,10 @@ class BoostAndSuppress(Transform):
         conv = checked_conv(model, self.module, self.channels)
         norm = submodule(model, self.norm, nn.BatchNorm2d) if self.norm else None
         act = submodule(model, self.act) if self.act else None
+        if norm is not None and norm.num_features != conv.out_channels:
+            raise SurgeryError(
+                f"{self.norm!r} has {norm.num_features} channels; {self.module!r} gives {conv.out_channels}"
+            )
         options = {**self.options, "schedule": tuple(self.options["schedule"]), "non_negative": self.non_negative}
         layer = FBSConv2d(conv, norm, act, **options)
         if self.producer:
