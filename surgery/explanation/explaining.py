@@ -81,9 +81,9 @@ def explain(
 ) -> Explanation:
     """Draw what a converted classifier does on images.
 
-    Grad-CAM (FACS, Fig. 5); gates by layer and class (Fig. 4 of its supplement); which channel is picked where; which channels
-    are kept for which class; widths, and channels' shares in the variance of what reads them, before and after a
-    pruning (SFVR supplement, Fig. 2 and 3). What does not apply is left out, and the reason noted.
+    Grad-CAM (FACS, Fig. 5); gates by layer and class (Fig. 4 of its supplement); which channel is picked where; which
+    channels are kept for which class; widths, and channels' shares in the variance of what reads them, before and
+    after a pruning (SFVR supplement, Fig. 2 and 3). What does not apply is left out, and the reason noted.
 
     Args:
         model: converted, with weights.

@@ -1,4 +1,4 @@
-"""Pictures of gates: of layers (the supplement of FACS, Fig. 4, draws their distributions), and of channels by class."""
+"""Pictures of gates: of layers, by their distributions (supplement of FACS, Fig. 4), and of channels by class."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -83,11 +83,12 @@ def channels_by_class_picture(layers: Sequence[LayerGates], labels: Sequence[str
     shown = list(dict.fromkeys((len(layers) // 2, len(layers) - 1)))
     by_class = [layers[number].kept_by_class(labels, state) for number in shown]
     height = max(2.4, 0.12 * len(by_class[0]))
-    figure = Figure(figsize=(11, 0.8 + (height + 0.5) * len(shown)), layout="constrained")
+    width = min(24, max(11, 2 + max(layers[number].values.shape[1] for number in shown) / 100))  # a pixel a channel
+    figure = Figure(figsize=(width, 0.8 + (height + 0.5) * len(shown)), layout="constrained")
     for axes, number, kept in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, by_class, strict=True):
         shares = torch.stack(list(kept.values()))
         order = shares.mean(0).argsort(descending=True)
-        drawn = axes.imshow(shares[:, order].numpy(), aspect="auto", vmin=0, vmax=1)
+        drawn = axes.imshow(shares[:, order].numpy(), aspect="auto", vmin=0, vmax=1, interpolation="nearest")
         axes.set_yticks(range(len(kept)), [name[:24] for name in kept], fontsize=6)
         axes.set_title(f"{layers[number].name}: share of a class's images on which a channel is {state}", fontsize=9)
         axes.set_xlabel(f"channels, most often {state} first", fontsize=8)
