@@ -9,7 +9,7 @@ from surgery.core import errors
 from surgery.deploy.export import export
 from surgery.deploy.inference import optimize_for_inference
 from surgery.mimicry import mimic
-from surgery.models import cifar_resnet, pspnet
+from surgery.models import cifar_resnet, csnet, pspnet
 from surgery.planning.cost import Cost, cost
 from surgery.planning.plan import Plan, plan
 from surgery.sensitivity_analysis import Sensitivity, sensitivity
@@ -26,6 +26,7 @@ __all__ = [
     "convert",
     "cost",
     "create",
+    "csnet",
     "errors",
     "export",
     "load",
