@@ -38,6 +38,19 @@ class Gates:
     states: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class WeightMaps:
+    """Of a layer that is a convolution between several maps: the channels of each, in the order of its weight.
+
+    Attributes:
+        in_channels: of each map that goes in: dimension 1 of ``weight``.
+        out_channels: of each map that comes out: dimension 0 of ``weight``, and of ``bias`` if there is one.
+    """
+
+    in_channels: tuple[int, ...]
+    out_channels: tuple[int, ...]
+
+
 class SurgeryLayer(nn.Module):
     """Base of the layers that methods put into models: what calibration, training, export and inference ask of one.
 
@@ -125,6 +138,23 @@ class SurgeryLayer(nn.Module):
     def with_chunks(self, conv: nn.Conv2d) -> "SurgeryLayer":
         """A copy with the parameters of ``conv``, whose output i reduces the inputs i, i + C_out, i + 2·C_out, …"""
         raise NotImplementedError(f"{type(self).__name__}.with_chunks()")
+
+    def weight_maps(self) -> WeightMaps | None:
+        """The maps whose channels its weight spans, where any of these may be removed; None where it is no such layer.
+
+        One that has them also has :meth:`link_macs` and :meth:`narrowed`.
+        """
+        return None
+
+    def link_macs(self, inputs: Any, outputs: Any) -> dict[tuple[int, int], int]:
+        """Multiply-accumulates for one image from each map in to each map out, by their positions; shapes as in
+        :meth:`cost`.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.link_macs()")
+
+    def narrowed(self, maps: WeightMaps) -> dict[str, Any]:
+        """The attributes to set when its weight has been sliced to these channels."""
+        raise NotImplementedError(f"{type(self).__name__}.narrowed()")
 
     def cost(self, inputs: Any, outputs: Any) -> OpCost:
         """Cost for one image.

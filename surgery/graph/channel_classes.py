@@ -44,9 +44,9 @@ class Layer:
         """Whether each output reads one input."""
         return self.groups == len(self.reads) > 1
 
-    def macs_without(self, gone: np.ndarray) -> int:
-        """Multiply-accumulates when the classes ``gone`` are removed."""
-        return self.macs_with(int((~np.isin(self.reads, gone)).sum()), int((~np.isin(self.writes, gone)).sum()))
+    def macs_left(self, stays: np.ndarray) -> int:
+        """Multiply-accumulates when only the classes of a mask stay."""
+        return self.macs_with(int(stays[self.reads].sum()), int(stays[self.writes].sum()))
 
     def macs_with(self, inputs: int, outputs: int) -> int:
         """Multiply-accumulates with so many of the inputs and outputs."""
@@ -59,6 +59,25 @@ class Layer:
         reads, writes = (numbers[~np.isin(numbers, gone)] for numbers in (self.reads, self.writes))
         groups = len(reads) if self.depthwise else self.groups
         return Layer(self.module, reads, writes, self.macs_with(len(reads), len(writes)), groups)
+
+
+@dataclass(frozen=True)
+class ScaledLayer(Layer):
+    """A convolution between several maps, of several sizes.
+
+    Attributes:
+        parts: a layer for each map in and map out that are linked.
+    """
+
+    parts: tuple[Layer, ...] = ()
+
+    def macs_left(self, stays: np.ndarray) -> int:
+        return sum(part.macs_left(stays) for part in self.parts)
+
+    def without(self, gone: np.ndarray) -> "ScaledLayer":
+        parts = tuple(part.without(gone) for part in self.parts)
+        reads, writes = (numbers[~np.isin(numbers, gone)] for numbers in (self.reads, self.writes))
+        return ScaledLayer(self.module, reads, writes, sum(part.macs for part in parts), 1, parts)
 
 
 @dataclass

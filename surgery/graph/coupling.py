@@ -18,7 +18,8 @@ from timm import layers as timm_layers
 from timm.layers.adaptive_avgmax_pool import FastAdaptiveAvgPool, FastAdaptiveMaxPool
 from torch import Tensor, fx, nn
 
-from surgery.graph.channel_classes import Coupling, Layer, Side, connected
+from surgery.core.surgery_layer import SurgeryLayer
+from surgery.graph.channel_classes import Coupling, Layer, ScaledLayer, Side, connected
 from surgery.graph.dataflow import conv_spec
 from surgery.graph.recorder import ModelGraph
 
@@ -68,6 +69,8 @@ class _Walker:
         self.edges: list[tuple[np.ndarray, np.ndarray]] = []
         self.reasons: list[tuple[np.ndarray, str]] = [(np.array([NOT_A_CHANNEL]), "not a channel")]
         self.raw_layers: list[tuple[str, Tensor, Tensor, int, int]] = []
+        self.scaled_layers: list[tuple[str, list[tuple[Tensor, Tensor, int]]]] = []  # of those, their links
+        self.maps: dict[fx.Node, list[Tensor]] = {}  # what such a layer gives
         self.raw_sides: list[tuple[str, str, int, Tensor]] = []
         self.parameters: dict[str, Tensor] = {}
         self.tied = _tied_tensors(graph.modules)
@@ -138,6 +141,7 @@ class _Walker:
                 return self.scaled_tokens
             if isinstance(self.graph.modules[node.meta["module"]], (FastAdaptiveAvgPool, FastAdaptiveMaxPool)):
                 return self.fast_pooling
+            rules["surgery"] = self.scaled_convolution
             rules |= {"identity": self.same, "reshape": self.flattening} | dict.fromkeys(_SPATIAL, self.spatial)
             return rules.get(kind or "")
         if name in _MOVES:
@@ -203,6 +207,31 @@ class _Walker:
             self.side(name, parameter, 0, writes)
         self.raw_layers.append((name, reads, writes, math.prod(shape) * len(reads), 1))
         return writes.reshape([1] * (len(shape) - 1) + [-1])
+
+    def scaled_convolution(self, node: fx.Node) -> Tensor | None:
+        """A method's layer that is a convolution between several maps, with one weight over the channels of all."""
+        name = node.meta["module"]
+        layer = self.graph.modules[name]
+        if not isinstance(layer, SurgeryLayer):
+            return None
+        maps, sources = layer.weight_maps(), node.all_input_nodes
+        if maps is None or len(sources) != len(maps.in_channels) or not self.usable(name):
+            return None
+        along = [self.along(source, 1, size) for source, size in zip(sources, maps.in_channels, strict=True)]
+        reads, writes = [r for r in along if r is not None], [self.fresh(size) for size in maps.out_channels]
+        if len(reads) < len(along):
+            return None
+        self.side(name, "weight", 1, torch.cat(reads))
+        for parameter, _ in layer.named_parameters(recurse=False):
+            self.side(name, parameter, 0, torch.cat(writes))
+        macs = layer.link_macs(node.meta["input_shapes"], node.meta["shapes"])
+        self.scaled_layers.append((name, [(reads[i], writes[j], count) for (i, j), count in macs.items()]))
+        self.raw_layers.append((name, torch.cat(reads), torch.cat(writes), sum(macs.values()), 1))
+        outputs = [numbers.reshape(1, -1, 1, 1) for numbers in writes]
+        if len(outputs) == 1:
+            return outputs[0]
+        self.maps[node] = outputs
+        return torch.empty(0, dtype=torch.long)
 
     def norm(self, node: fx.Node) -> Tensor | None:
         """Whatever normalises: its per-channel parameters go with the channels that it reads."""
@@ -286,6 +315,8 @@ class _Walker:
         source = node.all_input_nodes[0]
         if node.meta["shape"] is None:
             return torch.empty(0, dtype=torch.long)
+        if source in self.maps:
+            return self.maps[source][node.args[1]]  # type: ignore[index]
         if _name(source) not in _MOVES or not self.even_split(source):
             return None
         arguments = fx.map_arg((source.args, source.kwargs), self.full)
@@ -419,6 +450,11 @@ class _Walker:
             name: Layer(name, classes[reads.numpy()], classes[writes.numpy()], macs, groups)
             for name, reads, writes, macs, groups in self.raw_layers
         }
+        for name, links in self.scaled_layers:
+            parts = [Layer(name, classes[r.numpy()], classes[w.numpy()], macs) for r, w, macs in links]
+            layers[name] = ScaledLayer(
+                name, layers[name].reads, layers[name].writes, layers[name].macs, 1, tuple(parts)
+            )
         sides = [Side(m, p, dim, classes[numbers.numpy()]) for m, p, dim, numbers in self.raw_sides]
         coupling = Coupling(layers, sides, frozen)
         self.add_attributes(coupling, classes)

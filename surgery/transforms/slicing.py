@@ -14,6 +14,7 @@ import torchvision
 from torch import Tensor, nn
 
 from surgery.core.errors import SurgeryError, is_whole
+from surgery.core.surgery_layer import SurgeryLayer, WeightMaps
 from surgery.graph.kinds import NORMS
 
 Widths = dict[str, list[int | None]]
@@ -33,21 +34,24 @@ class Sizes:
             None where a side stays.
         parameters: [dimension, size] of whatever else is indexed by channels, by its full name: a LayerScale's gamma,
             a PReLU's slopes, a position embedding.
+        maps: of a convolution between several maps: [channels of each that goes in, channels of each that comes out].
     """
 
     widths: Widths = field(default_factory=dict)
     parameters: dict[str, list[int]] = field(default_factory=dict)
+    maps: dict[str, list[list[int]]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {"widths": self.widths} | ({"parameters": self.parameters} if self.parameters else {})
+        optional = {"parameters": self.parameters, "maps": self.maps}
+        return {"widths": self.widths} | {key: entries for key, entries in optional.items() if entries}
 
     @classmethod
     def from_json(cls, value: Any) -> "Sizes":
-        """Read a form, ``parameters`` of which may be absent. Raises ValueError on anything else."""
-        if not isinstance(value, dict) or not {"widths"} <= set(value) <= {"widths", "parameters"}:
-            raise ValueError(f"widths, and parameters if need be, are needed; found {value!r:.200}")
-        sizes = cls(value["widths"], value.get("parameters", {}))
-        for key, entries in (("widths", sizes.widths), ("parameters", sizes.parameters)):
+        """Read a form, of which all but ``widths`` may be absent. Raises ValueError on anything else."""
+        if not isinstance(value, dict) or not {"widths"} <= set(value) <= {"widths", "parameters", "maps"}:
+            raise ValueError(f"widths, and parameters and maps if need be, are needed; found {value!r:.200}")
+        sizes = cls(value["widths"], value.get("parameters", {}), value.get("maps", {}))
+        for key, entries in (("widths", sizes.widths), ("parameters", sizes.parameters), ("maps", sizes.maps)):
             if not isinstance(entries, dict):
                 raise ValueError(f"{key}={entries!r:.80}: an object is needed")
             for name, entry in entries.items():
@@ -55,7 +59,7 @@ class Sizes:
         return sizes
 
     def __bool__(self) -> bool:
-        return bool(self.widths or self.parameters)
+        return bool(self.widths or self.parameters or self.maps)
 
 
 def _check_entry(key: str, name: Any, entry: Any) -> None:
@@ -63,6 +67,9 @@ def _check_entry(key: str, name: Any, entry: Any) -> None:
     if key == "widths":
         fits = pair and any(n is not None for n in entry) and all(n is None or is_whole(n, 1) for n in entry)
         needed = "[in, out], whole numbers >= 1 or null for a side that stays,"
+    elif key == "maps":
+        fits = pair and all(isinstance(n, list | tuple) and n and all(is_whole(c, 1) for c in n) for n in entry)
+        needed = "[[in, …], [out, …]], whole numbers >= 1,"
     else:
         fits, needed = pair and is_whole(entry[0], 0) and is_whole(entry[1], 1), "[dimension, size], whole numbers,"
     if not fits:
@@ -84,6 +91,9 @@ def sizes(model: nn.Module, keep: Keep) -> Sizes:
             continue
         if isinstance(module, nn.Conv2d | nn.Linear):
             _note_layer(form, name, module, parameter, changed)
+        elif (maps := _weight_maps(module)) is not None:
+            if parameter == "weight":
+                form.maps[name] = _maps_left(maps, dims)
         elif _norm_width(module) is not None and set(changed) == {0}:
             form.widths[name] = [changed[0], None]
         elif len(changed) == 1:
@@ -107,6 +117,20 @@ def _note_layer(form: Sizes, name: str, module: nn.Conv2d | nn.Linear, parameter
         assert isinstance(module, nn.Conv2d)
         into = out // (module.out_channels // module.in_channels)
     form.widths[name] = [into, out]
+
+
+def _weight_maps(module: nn.Module) -> WeightMaps | None:
+    return module.weight_maps() if isinstance(module, SurgeryLayer) else None
+
+
+def _maps_left(maps: WeightMaps, dims: Mapping[int, Any]) -> list[list[int]]:
+    """How many channels stay of each map in and out."""
+    sides = []
+    for dim, channels in ((1, maps.in_channels), (0, maps.out_channels)):
+        ends = np.cumsum(channels)
+        kept = np.searchsorted(ends, np.asarray(dims[dim]), side="right") if dim in dims else None
+        sides.append(list(channels) if kept is None else np.bincount(kept, minlength=len(channels)).tolist())
+    return sides
 
 
 def is_depthwise(module: nn.Module) -> bool:
@@ -151,6 +175,7 @@ def slice_channels(model: nn.Module, form: Sizes, keep: Keep | None = None) -> N
             larger than there is or does not divide into the groups, or ``keep`` says another thing.
     """
     slices = [entry for name, widths in form.widths.items() for entry in _width_slices(model, name, widths)]
+    slices += [entry for name, maps in form.maps.items() for entry in _maps_slices(model, name, maps)]
     slices += [_parameter_slice(model, name, *entry) for name, entry in form.parameters.items()]
     if keep is not None:
         _check_keep(model, slices, keep)
@@ -179,7 +204,9 @@ class _Slice:
         kept = {} if keep is None else keep.get((self.name, self.parameter), {})
         if keep is not None and not kept and isinstance(self.module, nn.Conv2d | nn.Linear):
             kept = {0: keep[self.name, "weight"][0]}
-        return {dim: torch.as_tensor(kept[dim]) if kept else torch.arange(size) for dim, size in self.dims.items()}
+        return {
+            dim: torch.as_tensor(kept[dim]) if dim in kept else torch.arange(size) for dim, size in self.dims.items()
+        }
 
     def set(self, sliced: Mapping[int, Tensor]) -> None:
         if self.tensor is not None:
@@ -218,6 +245,22 @@ def _conv_slices(conv: nn.Conv2d, name: str, into: int | None, out: int | None) 
     yield from _layer_slices(conv, name, None if depthwise or into is None else into // groups, out)
     numbers = {"in_channels": into, "out_channels": out, "groups": groups}
     yield _Slice(name, conv, numbers={key: size for key, size in numbers.items() if size is not None})
+
+
+def _maps_slices(model: nn.Module, name: str, sides: list[list[int]]) -> Iterator[_Slice]:
+    layer = _submodule(model, name)
+    maps = _weight_maps(layer)
+    if maps is None or not isinstance(layer, SurgeryLayer):
+        raise SurgeryError(f"{name!r}: a {type(layer).__name__} has no maps whose channels could be removed")
+    for what, channels, full in zip(("in", "out"), sides, (maps.in_channels, maps.out_channels), strict=True):
+        if len(channels) != len(full) or not all(1 <= n <= size for n, size in zip(channels, full, strict=True)):
+            raise SurgeryError(f"{name!r}: maps {what} of {list(full)} channels cannot be narrowed to {list(channels)}")
+    into, out = map(sum, sides)
+    for parameter, tensor in layer._parameters.items():
+        if tensor is not None:
+            yield _Slice(name, layer, parameter, {0: out, 1: into} if parameter == "weight" else {0: out}, tensor)
+    left = WeightMaps(tuple(sides[0]), tuple(sides[1]))
+    yield _Slice(name, layer, numbers=layer.narrowed(left))
 
 
 def _layer_slices(

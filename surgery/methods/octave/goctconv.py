@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d
 
-from surgery.core.surgery_layer import OpCost, SurgeryLayer
+from surgery.core.surgery_layer import OpCost, SurgeryLayer, WeightMaps
 from surgery.graph.trees import shapes_in
 from surgery.methods.octave.branches import Branch, branches_of
 from surgery.methods.octave.resampling import halved, larger, smaller
@@ -159,15 +160,25 @@ class GOctConv(SurgeryLayer):
         results as memory.
         """
         read, written = list(shapes_in(inputs)), list(shapes_in(outputs))
-        kernel = math.prod(self.shape.kernel)
-        total = OpCost()
+        macs = sum(self.link_macs(inputs, outputs).values())
+        return OpCost(macs, macs + self._resampled(read, written), sum(math.prod(shape[1:]) for shape in written))
+
+    def link_macs(self, inputs: Any, outputs: Any) -> dict[tuple[int, int], int]:
+        read, written = list(shapes_in(inputs)), list(shapes_in(outputs))
+        macs = {}
         for i, j in self.scales.links:
-            shift = self.scales.shift((i, j))
-            height, width = written[j][-2:] if shift >= 0 else self._strided_size(read[i])
-            fan_in = self.scales.in_channels[i] // self._groups_of(i)
-            macs = height * width * self.scales.out_channels[j] * fan_in * kernel
-            total += OpCost(macs, macs, 0)
-        return total + OpCost(0, self._resampled(read, written), sum(math.prod(shape[1:]) for shape in written))
+            height, width = written[j][-2:] if self.scales.shift((i, j)) >= 0 else self._strided_size(read[i])
+            fan_in = self.scales.in_channels[i] // self._groups_of(i) * math.prod(self.shape.kernel)
+            macs[i, j] = height * width * self.scales.out_channels[j] * fan_in
+        return macs
+
+    def weight_maps(self) -> WeightMaps | None:
+        """None of a grouped one."""
+        return None if self.shape.groups > 1 else WeightMaps(self.scales.in_channels, self.scales.out_channels)
+
+    def narrowed(self, maps: WeightMaps) -> dict[str, Any]:
+        scales = replace(self.scales, in_channels=maps.in_channels, out_channels=maps.out_channels)
+        return {"scales": scales, "branches": branches_of(scales, self.shape.groups)}
 
     def _strided_size(self, shape: Sequence[int]) -> tuple[int, int]:
         stride = self.shape.stride

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from surgery.graph.channel_classes import Coupling, Layer
+from surgery.graph.channel_classes import Coupling, Layer, ScaledLayer
 from surgery.planning.selection import matches
 from surgery.planning.sites import Skipped
 
@@ -36,9 +36,9 @@ class Axis:
 def axes_of(coupling: Coupling) -> list[Axis]:
     """The removable channels of a network, grouped, in the order in which they are first written."""
     layers = list(coupling.layers.values())
-    groups = _alike(
-        coupling.removable(), [n for layer in layers for n in (layer.writes, layer.reads)], coupling.count()
-    )
+    pieces = [piece for layer in layers for piece in (layer.parts if isinstance(layer, ScaledLayer) else (layer,))]
+    sides = [numbers for piece in pieces for numbers in (piece.writes, piece.reads)]
+    groups = _alike(coupling.removable(), sides, coupling.count())
     firsts = np.array([classes[0] for classes in groups], np.int64)
     writes = [np.isin(firsts, layer.writes) for layer in layers]
     reads = [np.isin(firsts, layer.reads) for layer in layers]

@@ -39,9 +39,7 @@ class PrunedCosts:
     def macs(self, gone: np.ndarray) -> int:
         """Multiply-accumulates for one image; ``gone`` is a mask (count,) over channel classes."""
         stays = ~gone
-        return self._other_macs + sum(
-            layer.macs_with(int(stays[layer.reads].sum()), int(stays[layer.writes].sum())) for layer in self._layers
-        )
+        return self._other_macs + sum(layer.macs_left(stays) for layer in self._layers)
 
     def params(self, gone: np.ndarray) -> int:
         """Number of parameters; ``gone`` is a mask (count,) over channel classes."""

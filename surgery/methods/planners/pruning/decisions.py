@@ -41,4 +41,4 @@ def plan_pruning(
 def narrowing(model: nn.Module, keep: Keep) -> Narrow:
     """The transform that leaves the channels ``keep`` of a model, whatever the weights of the model that it meets."""
     left = sizes(model, keep)
-    return Narrow(left.widths, left.parameters, SameChannels(keep))
+    return Narrow(left.widths, left.parameters, SameChannels(keep), left.maps)

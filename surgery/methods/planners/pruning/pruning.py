@@ -25,6 +25,7 @@ from surgery.methods.planners.pruning.selection import (
     meet,
     normalised,
     order_of_removal,
+    units_of,
 )
 from surgery.planning.sites import Skipped
 from surgery.transforms.slicing import Keep, Sizes, sizes, slice_channels
@@ -129,6 +130,8 @@ class AxisSelection:
     def select(self, scores: np.ndarray, progress: float) -> np.ndarray:
         """A mask of the classes that go, after ``progress`` (up to 1) of the way to what was asked for."""
         limits = Limits(self.request.least, self.request.least_share, self.request.round_to)
+        if self.request.threshold is not None:
+            return self._below(scores, limits, self.request.threshold)
         if self.request.rule == "global" and self.request.normalise:
             for axis in self.axes:
                 scores = normalised(axis, scores)
@@ -136,6 +139,14 @@ class AxisSelection:
         gone, left = self._by_share(order, progress)
         target = self.target(progress)
         return gone if target is None else meet(target, left, gone)
+
+    def _below(self, scores: np.ndarray, limits: Limits, threshold: float) -> np.ndarray:
+        gone = self.nothing()
+        for position, axis in enumerate(self.axes):
+            for unit in units_of(position, axis, scores, limits.removable(axis)):
+                if unit.score < threshold:
+                    gone[unit.classes] = True
+        return gone
 
     def _by_share(self, order: Sequence[Unit], progress: float) -> tuple[np.ndarray, list[Unit]]:
         """What goes where a share of an axis is asked for, and the units of the other axes."""

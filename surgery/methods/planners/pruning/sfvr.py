@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from surgery.calibration.patches import padded_as
 from surgery.core.eval_mode import eval_mode
 from surgery.graph import ModelGraph
-from surgery.graph.channel_classes import Coupling, Layer
+from surgery.graph.channel_classes import Coupling, Layer, ScaledLayer
 from surgery.methods.planners.pruning.moments import ChannelMoments
 from surgery.methods.planners.pruning.scores import readers
 from surgery.methods.planners.pruning.weights import effective_weight
@@ -99,9 +99,16 @@ def gain(weight: Tensor) -> Tensor:
 
 
 def _that_read_channels(coupling: Coupling) -> list[Layer]:
-    """Layers with an input that may go, but for depth-wise ones."""
+    """Layers with an input that may go, but for depth-wise ones; raises ValueError where one reads several maps."""
     removable = coupling.removable()
-    return [layer for layer in readers(coupling) if np.isin(layer.reads, removable).any()]
+    layers = [layer for layer in readers(coupling) if np.isin(layer.reads, removable).any()]
+    scaled = next((layer for layer in layers if isinstance(layer, ScaledLayer)), None)
+    if scaled is not None:
+        raise ValueError(
+            f"sfvr does not compare the variances of maps of several sizes, which {scaled.module!r} reads; l1, taylor "
+            "and gamma prune such networks"
+        )
+    return layers
 
 
 def contributed(weight: Tensor, groups: int, covariance: Tensor) -> Tensor:

@@ -1,0 +1,52 @@
+"""``gamma``: remove the channels whose norms' scales a training has brought down to nothing.
+
+Gao et al., Highly Efficient Salient Object Detection with 100K Parameters (ECCV 2020), supplement 4.1: a fixed
+threshold, after dynamic weight decay (``finetune.dynamic_weight_decay``); Liu et al. 2017 with a budget.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import ClassVar
+
+from surgery.graph import ModelGraph
+from surgery.methods.planners.pruning.gamma import gamma
+from surgery.methods.planners.pruning.options import PruningOptions
+from surgery.methods.planners.pruning.scored import ScoredPruning
+from surgery.methods.planners.pruning.scores import Score
+from surgery.planning.evidence import Evidence, Kind
+from surgery.planning.registry import register
+
+THRESHOLD = 1e-20
+
+
+@dataclass(frozen=True)
+class GammaConfig(PruningOptions):
+    """How much goes, and where (:class:`PruningOptions`).
+
+    Attributes:
+        threshold: channels with a smaller |γ| go. Default: 1e-20, as published, unless a share is asked for.
+        rule: channels of all layers are compared.
+        normalise: as they are.
+    """
+
+    rule: str = "global"
+    normalise: bool = False
+
+    def __post_init__(self) -> None:
+        if all(value is None for value in (self.threshold, self.keep, self.macs, self.params)):
+            object.__setattr__(self, "threshold", THRESHOLD)
+        super().__post_init__()
+
+
+@register
+class Gamma(ScoredPruning):
+    """See the module."""
+
+    name: ClassVar[str] = "gamma"
+    Config: ClassVar[type] = GammaConfig
+    evidence: ClassVar[Kind] = "weights"
+    changes: ClassVar[str] = "layers lose the channels whose norms scale them to nothing"
+    where: ClassVar[str] = "any coupled channels behind BatchNorms but the model's outputs"
+
+    def score(self, graph: ModelGraph, config: GammaConfig, evidence: Evidence) -> Score:
+        return functools.partial(gamma, input_size=graph.input_shape)
