@@ -9,6 +9,7 @@ from timm.task import ClassificationTask
 from torch import nn
 
 from surgery.training.block_distillation import distillation_options
+from surgery.training.dynamic_weight_decay import scaling_norms
 from surgery.training.recipe import RecipeError, TrainSettings
 from surgery.training.training_spec import TrainingSpec
 
@@ -32,18 +33,38 @@ def prepare_objective(spec: TrainingSpec, student: nn.Module) -> tuple[Any, torc
 
 
 def make_optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """timm's optimiser; raises RecipeError where it cannot be made here."""
+    """timm's optimiser; raises RecipeError where it cannot be made here.
+
+    Scales of BatchNorms that dynamic weight decay acts on have no other.
+    """
+    options: dict[str, Any] = {} if settings.betas is None else {"betas": settings.betas}
+    if settings.dynamic_weight_decay and settings.decay_all:
+        options["param_group_fn"] = lambda module: _without_scales(module, settings.weight_decay)
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             network,
             opt=settings.optimizer,
             lr=settings.lr,
             weight_decay=settings.weight_decay,
             momentum=0.9,
             filter_bias_and_bn=not settings.decay_all,
+            **options,
         )
     except (AssertionError, ImportError, TypeError, ValueError) as error:  # of a GPU or a package that is lacking
         raise RecipeError(f"optimizer={settings.optimizer!r}, lr={settings.lr}: {error}") from error
+    if settings.betas is not None and "betas" not in optimizer.defaults:  # timm leaves out what one does not know
+        raise RecipeError(
+            f"betas={list(settings.betas)}: optimizer={settings.optimizer!r} has none; adam and its kin do"
+        )
+    return optimizer
+
+
+def _without_scales(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups of parameters: all but BatchNorms' scales, and these, which do not decay."""
+    scales = [norm.weight for norm in scaling_norms(network).values()]
+    own = {id(scale) for scale in scales}
+    others = [p for p in network.parameters() if p.requires_grad and id(p) not in own]
+    return [{"params": others, "weight_decay": weight_decay}, {"params": scales, "weight_decay": 0.0}]
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings, steps: int) -> Any:

@@ -91,6 +91,12 @@ class Recipe:
             raise RecipeError(
                 "compile=true: what blocks give cannot be seen in a compiled network; finetune.block_weight=0"
             )
+        decayed = next((n for n in ("baseline", "finetune") if getattr(self, n).dynamic_weight_decay), None)
+        if self.compile and decayed:
+            raise RecipeError(
+                f"compile=true: what channels give cannot be seen in a compiled network; "
+                f"{decayed}.dynamic_weight_decay=0"
+            )
         if self.data.segments:
             self._check_label_maps()
         self._check_sizes()

@@ -295,6 +295,16 @@ class TrainSettings:
     )
     weight_decay: Number = Field(default=0.05, ge=0, le=10, description="of weights; biases and norms are spared")
     decay_all: Flag = Field(default=False, description="let weight decay act on biases and norms too")
+    dynamic_weight_decay: Number = Field(
+        default=0.0,
+        ge=0,
+        le=1e6,
+        description="of BatchNorms' scales, in place of weight decay: times |mean of what a channel gives|; 3 in the "
+        "paper, 0: none",
+    )
+    betas: tuple[Share, Share] | None = Field(
+        default=None, description="of Adam and its kin: decay of the mean and of the mean square; default: timm's"
+    )
     scheduler: Scheduler = Field(
         default="cosine",
         description="of the learning rate, timm's, by name, or linear: down to 0 in a straight line after warming up",

@@ -17,6 +17,7 @@ from surgery.core.surgery_layer import set_progress
 from surgery.training.auxiliary_losses import whole_loss
 from surgery.training.batch_norm_statistics import batch_norms, frozen_statistics
 from surgery.training.block_distillation import BlockDistillationTask
+from surgery.training.dynamic_weight_decay import DynamicWeightDecay
 from surgery.training.non_finite import NonFiniteLossError, first_non_finite
 from surgery.training.objective import make_scheduler, prepare_objective
 from surgery.training.progressive_size import sized
@@ -86,6 +87,8 @@ class Training:
         self.order = cast(EpochSampler, loaders[0].sampler)
         self.accelerator.gradient_accumulation_steps = self.settings.accumulate
         self.objective, self.optimizer = prepare_objective(spec, student)
+        strength = self.settings.dynamic_weight_decay
+        self.dynamic_decay = DynamicWeightDecay(student, strength) if strength else None
         self.loader, self.test = (self.accelerator.prepare_data_loader(loader) for loader in loaders)
         self.ema = self.objective.get_trainable_module(ema=True)
         self.mixer = self.task.mixer(self.settings)
@@ -226,6 +229,8 @@ class Training:
             images, labels = self.mixer(images, labels)
         with self.accelerator.accumulate(self.objective.trainable_module):
             loss = whole_loss(self.objective, images, labels)  # networks are prepared to autocast; this is in float32
+            if self.dynamic_decay is not None:
+                loss = loss + self.dynamic_decay.loss()
             value = loss.item()
             if math.isfinite(value):
                 with frozen_statistics(self.norms):

@@ -51,7 +51,7 @@ def check_sharding(accelerator: Accelerator, settings: TrainSettings) -> None:
     """Raise RecipeError for what needs whole weights where FSDP shards them."""
     if accelerator.distributed_type != DistributedType.FSDP:
         return
-    for key in ("ema_decay", "distill_weight", "block_weight", "keep_best"):
+    for key in ("ema_decay", "distill_weight", "block_weight", "keep_best", "dynamic_weight_decay"):
         if getattr(settings, key):
             raise RecipeError(f"{key}={getattr(settings, key)}: not with FSDP, which shards the weights; leave it out")
 

@@ -53,8 +53,8 @@ class _Left:
         return self._values[node]
 
     def _computed(self, node: fx.Node) -> np.ndarray:
-        kind, shape = node.meta.get("kind"), node.meta.get("shape") or ()
-        whole = np.full(shape[1] if len(shape) > 1 else 1, math.inf)
+        kind, shape = node.meta.get("kind"), tuple(node.meta.get("shape") or ())
+        whole = np.full(shape[1:2] or (1,), math.inf)
         rules: dict[str, Callable[[fx.Node], np.ndarray]] = {
             "norm": self._normalised,
             "conv": self._convolved,
