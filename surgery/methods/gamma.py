@@ -5,6 +5,7 @@ threshold, after dynamic weight decay (``finetune.dynamic_weight_decay``); Liu e
 """
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,15 +25,20 @@ class GammaConfig(PruningOptions):
     """How much goes, and where (:class:`PruningOptions`).
 
     Attributes:
-        threshold: channels with a smaller |γ| go. Default: 1e-20, as published, unless a share is asked for.
         rule: channels of all layers are compared.
         normalise: as they are.
+        threshold: channels with a smaller |γ| go. Default: 1e-20, as published, unless a share is asked for.
     """
 
     rule: str = "global"
     normalise: bool = False
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
+        if self.threshold is not None and not (
+            isinstance(self.threshold, int | float) and 0 < self.threshold < math.inf
+        ):
+            raise ValueError(f"threshold={self.threshold!r}: a size of a norm's scale, above 0, is needed")
         if all(value is None for value in (self.threshold, self.keep, self.macs, self.params)):
             object.__setattr__(self, "threshold", THRESHOLD)
         super().__post_init__()

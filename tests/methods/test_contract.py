@@ -60,6 +60,7 @@ SETTINGS = {
     "se": {},
     "squeeze-conv": {"zeta": 2},
     "dwp": {},
+    "gamma": {"macs": 0.6},
     "l1": {"macs": 0.6},
     "random": {"macs": 0.6},
     "reconstruction": {"macs": 0.8},

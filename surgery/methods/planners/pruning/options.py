@@ -16,7 +16,6 @@ class PruningOptions:
         keep: share of every axis's channels that stays; or shares by name pattern, and then every other axis keeps
             all its channels, unless ``macs`` or ``params`` is there for them.
         macs, params: share of the original's multiply-accumulates or parameters, met within one per cent if it can be.
-        threshold: channels that the method scores lower go, however many that are, instead of a share.
         rule: "uniform", the same share of every axis; "global", what is worth least anywhere.
         normalise: with "global", compare scores divided by the mean of their axis.
         round_to: widths become multiples of this.
@@ -31,7 +30,6 @@ class PruningOptions:
     keep: float | Mapping[str, float] | None = None
     macs: float | None = None
     params: float | None = None
-    threshold: float | None = None
     rule: str = "uniform"
     normalise: bool = True
     round_to: int = 1
@@ -58,18 +56,14 @@ class PruningOptions:
             _check_share("keep", self.keep)
         if not isinstance(self.least_share, int | float) or not 0 <= self.least_share < 1:
             raise ValueError(f"least_share={self.least_share!r}: a share from 0 up to, not including, 1 is needed")
-        if self.threshold is not None and not (_is_number(self.threshold) and 0 < self.threshold < math.inf):
-            raise ValueError(f"threshold={self.threshold!r}: a number above 0, in the units of the score, is needed")
         self._check_target()
 
     def _check_target(self) -> None:
-        targets = [name for name in ("macs", "params", "threshold") if getattr(self, name) is not None]
+        targets = [name for name in ("macs", "params", "threshold") if getattr(self, name, None) is not None]
         if self.keep is not None and not isinstance(self.keep, Mapping):
             targets.append("keep")
         if len(targets) > 1:
-            raise ValueError(
-                f"{' and '.join(targets)} are set: one of macs=, params=, threshold= and keep= says how much stays"
-            )
+            raise ValueError(f"{' and '.join(targets)} are set: one of them says how much stays")
         if not targets and self.keep is None:
             raise ValueError("how much stays is not said: macs=0.7, params=0.7 or keep=0.7, for example")
 
@@ -84,7 +78,3 @@ def _check_share(name: str, value: object) -> None:
         raise TypeError(f"{name}={value!r}: a share, such as 0.7, is needed, not {type(value).__name__}")
     if not math.isfinite(value) or not 0 < value <= 1:
         raise ValueError(f"{name}={value!r}: a share above 0 and up to 1 is needed")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

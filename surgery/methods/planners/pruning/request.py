@@ -13,9 +13,11 @@ class PruningRequest(PruningOptions):
     """Options of a pruning and a selection of layers.
 
     Attributes:
+        threshold: channels that score less go, however many that are, in place of a share.
         include, exclude: patterns of the names of layers that write channels.
     """
 
+    threshold: float | None = None
     include: str | Iterable[str] = ()
     exclude: str | Iterable[str] = ()
 
@@ -28,4 +30,5 @@ class PruningRequest(PruningOptions):
     def of(cls, options: PruningOptions, selection: Selection) -> "PruningRequest":
         """What a method's options and a selection ask for."""
         asked = {field.name: getattr(options, field.name) for field in dataclasses.fields(PruningOptions)}
-        return cls(**asked, include=selection.include, exclude=selection.exclude)
+        threshold = getattr(options, "threshold", None)
+        return cls(**asked, threshold=threshold, include=selection.include, exclude=selection.exclude)
