@@ -45,10 +45,12 @@ class WeightMaps:
     Attributes:
         in_channels: of each map that goes in: dimension 1 of ``weight``.
         out_channels: of each map that comes out: dimension 0 of ``weight``, and of ``bias`` if there is one.
+        per_channel: each channel is treated by itself, as a norm does: all tensors have one dimension, of all channels.
     """
 
     in_channels: tuple[int, ...]
     out_channels: tuple[int, ...]
+    per_channel: bool = False
 
 
 class SurgeryLayer(nn.Module):
@@ -142,7 +144,7 @@ class SurgeryLayer(nn.Module):
     def weight_maps(self) -> WeightMaps | None:
         """The maps whose channels its weight spans, where any of these may be removed; None where it is no such layer.
 
-        One that has them also has :meth:`link_macs` and :meth:`narrowed`.
+        One that has them also has :meth:`narrowed` and, where it mixes channels, :meth:`link_macs`.
         """
         return None
 

@@ -141,7 +141,7 @@ class _Walker:
                 return self.scaled_tokens
             if isinstance(self.graph.modules[node.meta["module"]], (FastAdaptiveAvgPool, FastAdaptiveMaxPool)):
                 return self.fast_pooling
-            rules["surgery"] = self.scaled_convolution
+            rules["surgery"] = self.scaled
             rules |= {"identity": self.same, "reshape": self.flattening} | dict.fromkeys(_SPATIAL, self.spatial)
             return rules.get(kind or "")
         if name in _MOVES:
@@ -208,30 +208,38 @@ class _Walker:
         self.raw_layers.append((name, reads, writes, math.prod(shape) * len(reads), 1))
         return writes.reshape([1] * (len(shape) - 1) + [-1])
 
-    def scaled_convolution(self, node: fx.Node) -> Tensor | None:
-        """A method's layer that is a convolution between several maps, with one weight over the channels of all."""
+    def scaled(self, node: fx.Node) -> Tensor | None:
+        """A method's layer whose tensors span the channels of several maps: a convolution between them, or a norm."""
         name = node.meta["module"]
         layer = self.graph.modules[name]
-        if not isinstance(layer, SurgeryLayer):
-            return None
-        maps, sources = layer.weight_maps(), node.all_input_nodes
+        maps = layer.weight_maps() if isinstance(layer, SurgeryLayer) else None
+        sources = node.all_input_nodes
         if maps is None or len(sources) != len(maps.in_channels) or not self.usable(name):
             return None
         along = [self.along(source, 1, size) for source, size in zip(sources, maps.in_channels, strict=True)]
-        reads, writes = [r for r in along if r is not None], [self.fresh(size) for size in maps.out_channels]
+        reads = [numbers for numbers in along if numbers is not None]
         if len(reads) < len(along):
             return None
-        self.side(name, "weight", 1, torch.cat(reads))
-        for parameter, _ in layer.named_parameters(recurse=False):
-            self.side(name, parameter, 0, torch.cat(writes))
-        macs = layer.link_macs(node.meta["input_shapes"], node.meta["shapes"])
-        self.scaled_layers.append((name, [(reads[i], writes[j], count) for (i, j), count in macs.items()]))
-        self.raw_layers.append((name, torch.cat(reads), torch.cat(writes), sum(macs.values()), 1))
+        writes = reads if maps.per_channel else [self.fresh(size) for size in maps.out_channels]
+        for tensor, value in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+            if value.ndim:
+                self.side(name, tensor, 0, torch.cat(writes))
+        if not maps.per_channel:
+            self.scaled_links(node, name, reads, writes)
         outputs = [numbers.reshape(1, -1, 1, 1) for numbers in writes]
-        if len(outputs) == 1:
+        if isinstance(node.meta["shapes"], tuple):
             return outputs[0]
         self.maps[node] = outputs
         return torch.empty(0, dtype=torch.long)
+
+    def scaled_links(self, node: fx.Node, name: str, reads: list[Tensor], writes: list[Tensor]) -> None:
+        """Write a convolution between maps down, as a whole and link by link."""
+        layer = self.graph.modules[name]
+        assert isinstance(layer, SurgeryLayer)
+        macs = layer.link_macs(node.meta["input_shapes"], node.meta["shapes"])
+        self.side(name, "weight", 1, torch.cat(reads))
+        self.scaled_layers.append((name, [(reads[i], writes[j], count) for (i, j), count in macs.items()]))
+        self.raw_layers.append((name, torch.cat(reads), torch.cat(writes), sum(macs.values()), 1))
 
     def norm(self, node: fx.Node) -> Tensor | None:
         """Whatever normalises: its per-channel parameters go with the channels that it reads."""

@@ -126,7 +126,7 @@ def _weight_maps(module: nn.Module) -> WeightMaps | None:
 def _maps_left(maps: WeightMaps, dims: Mapping[int, Any]) -> list[list[int]]:
     """How many channels stay of each map in and out."""
     sides = []
-    for dim, channels in ((1, maps.in_channels), (0, maps.out_channels)):
+    for dim, channels in ((0 if maps.per_channel else 1, maps.in_channels), (0, maps.out_channels)):
         ends = np.cumsum(channels)
         kept = np.searchsorted(ends, np.asarray(dims[dim]), side="right") if dim in dims else None
         sides.append(list(channels) if kept is None else np.bincount(kept, minlength=len(channels)).tolist())
@@ -256,10 +256,11 @@ def _maps_slices(model: nn.Module, name: str, sides: list[list[int]]) -> Iterato
         if len(channels) != len(full) or not all(1 <= n <= size for n, size in zip(channels, full, strict=True)):
             raise SurgeryError(f"{name!r}: maps {what} of {list(full)} channels cannot be narrowed to {list(channels)}")
     into, out = map(sum, sides)
-    for parameter, tensor in layer._parameters.items():
-        if tensor is not None:
-            yield _Slice(name, layer, parameter, {0: out, 1: into} if parameter == "weight" else {0: out}, tensor)
-    left = WeightMaps(tuple(sides[0]), tuple(sides[1]))
+    for parameter, tensor in [*layer._parameters.items(), *layer._buffers.items()]:
+        if tensor is not None and tensor.ndim:
+            both = parameter == "weight" and not maps.per_channel
+            yield _Slice(name, layer, parameter, {0: out, 1: into} if both else {0: out}, tensor)
+    left = WeightMaps(tuple(sides[0]), tuple(sides[1]), maps.per_channel)
     yield _Slice(name, layer, numbers=layer.narrowed(left))
 
 

@@ -42,7 +42,8 @@ class GOctConv(SurgeryLayer):
         self.branches: tuple[Branch, ...] = branches_of(scales, shape.groups)
         inputs, outputs = sum(scales.in_channels), sum(scales.out_channels)
         self.weight = nn.Parameter(torch.empty(outputs, inputs // shape.groups, *shape.kernel))
-        self.bias = nn.Parameter(torch.empty(outputs)) if shape.bias else None
+        self.bias: nn.Parameter | None
+        self.register_parameter("bias", nn.Parameter(torch.empty(outputs)) if shape.bias else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -90,7 +91,7 @@ class GOctConv(SurgeryLayer):
             y = self._of_branch(branch, inputs, stride)
             for j, part in self._parts(branch, y, sizes):
                 sum_before = outputs[j]
-                outputs[j] = part if sum_before is None else sum_before + part
+                outputs[j] = part if sum_before is None else sum_before.add_(part)
         return _as_passed([self._biased(j, y) for j, y in enumerate(outputs) if y is not None])
 
     @property
@@ -218,8 +219,7 @@ def _check_shape(scales: Scales, shape: ConvShape) -> None:
     maps = {"in_channels": scales.in_channels, "out_channels": scales.out_channels}
     for name, channels in maps.items():
         size = sum(channels) // groups if scales.separate else groups  # of a group, or what each map is divided by
-        wrong = [n for n in channels if size == 0 or n % size]
-        if wrong or sum(channels) % groups:
+        if groups > 1 and (size == 0 or any(n % size for n in channels) or sum(channels) % groups):
             raise ValueError(f"{name}={list(channels)}: {groups} groups cannot be formed, each on one map")
     same = tuple(shape.dilation * (side - 1) / 2 for side in shape.kernel)
     if not _is_plain(scales) and shape.padding != same:
