@@ -1,9 +1,9 @@
-"""``eval`` and ``predict``: a model on images in files, a classifier or one that labels pixels."""
+"""``eval`` and ``predict``: a model on images in files, a classifier, or one that labels pixels or finds objects."""
 
 import argparse
 
 from surgery.cli.model_options import add_model_options, build_model, warn_of_random_weights
-from surgery.vision import segmentation
+from surgery.vision import saliency_maps, segmentation
 from surgery.vision.classification import evaluate, predict, prediction_table
 
 
@@ -13,9 +13,9 @@ def add_eval(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "data",
         metavar="FOLDER",
-        help="holds CLASS/* (or val/CLASS/*, test/CLASS/*); for label maps images/NAME.* and masks/NAME.* (or val/…)",
+        help="holds CLASS/* (or val/CLASS/*, test/CLASS/*); for maps images/NAME.* and masks/NAME.* (or val/…)",
     )
-    command.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: 32; label maps: one by one")
+    command.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: 32; maps: one by one")
     command.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load images")
     _add_view_options(command)
     command.set_defaults(run=_eval)
@@ -25,7 +25,9 @@ def add_predict(command: argparse.ArgumentParser) -> None:
     """The options of ``predict``."""
     add_model_options(command)
     command.add_argument("images", metavar="IMAGE", nargs="+")
-    command.add_argument("--out", default=".", metavar="FOLDER", help="where masks go: NAME.mask.png (default: here)")
+    command.add_argument(
+        "--out", default=".", metavar="FOLDER", help="where NAME.mask.png or NAME.saliency.png go (default: here)"
+    )
     _add_view_options(command)
     command.set_defaults(run=_predict)
 
@@ -41,6 +43,9 @@ def _add_view_options(command: argparse.ArgumentParser) -> None:
 def _eval(args: argparse.Namespace) -> str:
     model = build_model(args)
     warn_of_random_weights(args, model, "so it can only guess")
+    if saliency_maps.finds_objects(model):
+        _check_whole(args)
+        return str(saliency_maps.evaluate(model, args.data))
     if segmentation.segments(model):
         return str(segmentation.evaluate(model, args.data, _view(args)))
     return str(evaluate(model, args.data, batch_size=args.batch_size, workers=args.workers))
@@ -49,9 +54,17 @@ def _eval(args: argparse.Namespace) -> str:
 def _predict(args: argparse.Namespace) -> str:
     model = build_model(args)
     warn_of_random_weights(args, model, "so it can only guess")
+    if saliency_maps.finds_objects(model):
+        _check_whole(args)
+        return saliency_maps.map_table(saliency_maps.predict(model, args.images, args.out))
     if segmentation.segments(model):
         return segmentation.label_table(model, segmentation.predict(model, args.images, args.out, _view(args)))
     return prediction_table(predict(model, args.images))
+
+
+def _check_whole(args: argparse.Namespace) -> None:
+    if args.window or args.flip:
+        raise ValueError("--window, --flip: for label maps; a network that finds objects looks at the whole image once")
 
 
 def _view(args: argparse.Namespace) -> segmentation.View:

@@ -19,6 +19,7 @@ EXTRAS: dict[str, dict[str, str]] = {
         "pydantic": "pydantic",
         "annotated_types": "annotated-types",
         "psutil": "psutil",
+        "py_sod_metrics": "pysodmetrics",
     },
     "export": _EXPORT,
     "explain": {"pytorch_grad_cam": "grad-cam", "matplotlib": "matplotlib"},

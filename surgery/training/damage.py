@@ -64,13 +64,13 @@ def measure_damage(accelerator: Accelerator, task: Task, original: Judged, conve
     Args:
         original, converted: each with its batches, read once: a job takes 1,024 images at most, those that calibration
             would take last.
-        classes: among which a guess is made.
+        classes: among which a guess is made; a single output, yes or no, is one of two.
     """
     losses = [_mean_loss(accelerator, judged.network, task, judged.batches) for judged in (original, converted)]
     agreed_losses = torch.tensor(losses, dtype=torch.float32, device=accelerator.device)
     if accelerator.num_processes > 1:
         agreed_losses = cast(Tensor, broadcast(agreed_losses))  # one learning rate for all
-    return Damage(agreed_losses[0].item(), agreed_losses[1].item(), math.log(classes))
+    return Damage(agreed_losses[0].item(), agreed_losses[1].item(), math.log(max(2, classes)))
 
 
 def _mean_loss(

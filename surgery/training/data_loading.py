@@ -13,6 +13,7 @@ from torchvision.transforms import Compose, PILToTensor, RandomCrop
 from surgery.training.batch_augmentation import BatchedImages, as_it_is, prepares_batches
 from surgery.training.images_in_memory import ImagesInMemory
 from surgery.training.recipe import DataSettings
+from surgery.training.saliency_transform import saliency_transform, with_masks_apart
 from surgery.training.sampling_order import EpochSampler, SeededDataset
 from surgery.training.segmentation_transform import segmentation_transform
 from surgery.training.stopping import leave_signals_to_parent
@@ -45,16 +46,22 @@ def _prepared(images: Dataset, settings: DataSettings, training: bool) -> tuple[
     if isinstance(images, ImagesInMemory) and prepares_batches(images, settings, training):
         return BatchedImages(images, settings, training), as_it_is
     prepared = cast(Any, copy.copy(images))
-    prepared.transform = (
-        segmentation_transform(settings, training) if settings.segments else _transform(settings, training)
-    )
+    prepared.transform = _transform(settings, training)
     if not training:
-        return prepared, None
-    collate = None if settings.segments else NormalisingCollate(settings.mean, settings.std)
+        return prepared, with_masks_apart if settings.saliency else None
+    collate = None if settings.has_maps else NormalisingCollate(settings.mean, settings.std)
     return SeededDataset(prepared, len(prepared)), collate
 
 
 def _transform(settings: DataSettings, training: bool) -> Any:
+    if settings.segments:
+        return segmentation_transform(settings, training)
+    if settings.saliency:
+        return saliency_transform(settings, training)
+    return _image_transform(settings, training)
+
+
+def _image_transform(settings: DataSettings, training: bool) -> Any:
     transform = create_transform(
         input_size=(3, settings.image_size, settings.image_size),
         is_training=training,
@@ -91,8 +98,8 @@ class NormalisingCollate:
 def calibration_images(images: Dataset, settings: DataSettings, count: int, seed: int) -> Iterator[Tensor]:
     """Batches of ``count`` training images, chosen by the seed, without their labels.
 
-    They are prepared as for evaluation; images with label maps as for training, so that all have one size, the one that
-    layers which pool the whole map are to be calibrated to.
+    They are prepared as for evaluation; images with label maps or masks as for training, so that all have one size, the
+    one that layers which pool the whole map are to be calibrated to.
     """
     for batch in _chosen(images, settings, seed, slice(count)):
         yield batch[0]
@@ -104,8 +111,8 @@ def labelled_images(images: Dataset, settings: DataSettings, count: int, seed: i
 
 
 def _chosen(images: Dataset, settings: DataSettings, seed: int, part: slice) -> DataLoader:
-    loader = make_loader(images, settings, training=settings.segments)
-    if settings.segments:
+    loader = make_loader(images, settings, training=settings.has_maps)
+    if settings.has_maps:
         cast(EpochSampler, loader.sampler).seed = seed
         order = list(loader.sampler)
     else:

@@ -15,6 +15,7 @@ from surgery.training.image_dataset import ImageDataset, data_folder, own_folder
 from surgery.training.image_scan import refuse_or_leave_out
 from surgery.training.images_in_memory import ImagesInMemory, held_in_memory
 from surgery.training.recipe import DataSettings, RecipeError, check_key
+from surgery.training.saliency_datasets import sod
 from surgery.training.segmentation_datasets import cityscapes, segmentation_folder
 from surgery.training.shards import shards
 from surgery.training.timm_datasets import RGBImages, hugging_face_dataset, torch_dataset
@@ -117,6 +118,7 @@ DATASETS: dict[str, Callable[[DataSettings], ImageDataset]] = {
     "folder": folder,
     "cityscapes": cityscapes,
     "segmentation_folder": segmentation_folder,
+    "sod": sod,
     "shards": shards,
 }
 NAMED_DATASETS = {"torch": torch_dataset, "hfds": hugging_face_dataset}

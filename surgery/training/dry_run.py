@@ -8,6 +8,7 @@ from surgery.checkpoint.pretrained_weights import published
 from surgery.checkpoint.source import parse_source
 from surgery.core.table import si, table
 from surgery.training.datasets import open_dataset
+from surgery.training.image_dataset import ImageDataset
 from surgery.training.image_scan import check_headers
 from surgery.training.job_setup import make_accelerator, make_execution, make_task
 from surgery.training.recipe import Recipe
@@ -28,7 +29,7 @@ def describe(recipe: Recipe) -> str:
         check_headers(data, accelerator)
     rehearsed = rehearse(accelerator, recipe, data, make_task(recipe, data), make_execution(recipe))
     shapes = [
-        f"{name}: {len(images)} images, {data.classes} classes; a batch: {_shape(batch[0])}, {_shape(batch[1])}"  # type: ignore[arg-type]
+        f"{name}: {len(images)} images, {_labels(recipe, data)}; a batch: {_shape(batch[0])}, {_shape(batch[1])}"  # type: ignore[arg-type]
         for name, images, batch in zip(("training", "test"), (data.train, data.test), rehearsed.batches, strict=True)
     ]
     if recipe.data.skip_unreadable:
@@ -60,5 +61,11 @@ def _published(recipe: Recipe) -> list[str]:
     return [str(weights)] if weights else []
 
 
-def _shape(tensor: Tensor) -> str:
+def _labels(recipe: Recipe, data: ImageDataset) -> str:
+    return "with masks" if recipe.data.saliency else f"{data.classes} classes"
+
+
+def _shape(tensor: Tensor | list[Tensor]) -> str:
+    if isinstance(tensor, list):
+        return f"{len(tensor)} masks of their own sizes"
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

@@ -40,7 +40,7 @@ def evidence_images(recipe: Recipe, images: Dataset, seed: int, most: int | None
     count, labelled = _count(recipe, available), method_named(recipe.surgery.method).evidence == "labelled images"
     if not count:
         return None
-    if labelled and recipe.data.segments:
+    if labelled and recipe.data.has_maps:
         raise RecipeError(
             f"surgery.method={recipe.surgery.method} needs images with a class each; data.name={recipe.data.name} has "
             "label maps"

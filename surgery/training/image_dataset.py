@@ -29,7 +29,7 @@ class ImageFiles(Protocol):
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Training and test images, (PIL, label) or (PIL, label map), and the number of classes.
+    """Training and test images, (PIL, label) or (PIL, map), and the number of classes: 1 where maps are saliency masks.
 
     Attributes:
         names: of the classes, where they have some.

@@ -111,7 +111,7 @@ def _warn_of_chance(job: Job) -> None:
         not job.accelerator.is_main_process
         or recipe.from_scratch
         or recipe.baseline.epochs
-        or recipe.data.segments
+        or recipe.data.has_maps
         or not recipe.finetune.distills
     ):
         return

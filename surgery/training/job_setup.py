@@ -7,6 +7,7 @@ from surgery.training.classification_task import ImageClassification
 from surgery.training.image_dataset import ImageDataset
 from surgery.training.precision import precision_here
 from surgery.training.recipe import Recipe
+from surgery.training.saliency_task import SalientObjectDetection
 from surgery.training.segmentation_task import SemanticSegmentation
 from surgery.training.task import Task
 from surgery.training.tracking import check_tracker
@@ -29,7 +30,9 @@ def make_execution(recipe: Recipe) -> Execution:
 
 def make_task(recipe: Recipe, data: ImageDataset) -> Task:
     """What networks are trained for on such data."""
-    if not recipe.data.segments:
+    if not recipe.data.has_maps:
         return ImageClassification(data.classes)
     pixels = recipe.segmentation
+    if recipe.data.saliency:
+        return SalientObjectDetection(pixels.auxiliary_weight)
     return SemanticSegmentation(pixels.auxiliary_weight, View(pixels.window, pixels.overlap, pixels.flip))

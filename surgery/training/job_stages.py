@@ -18,8 +18,9 @@ from surgery.training.image_dataset import ImageDataset
 from surgery.training.job_setup import make_execution
 from surgery.training.outcome import History, Outcome
 from surgery.training.recipe import Recipe, TrainSettings
+from surgery.training.saliency_transform import saliency_preprocessing
 from surgery.training.stopping import StopRequests
-from surgery.training.task import Task
+from surgery.training.task import Task, all_figures
 from surgery.training.tracking import Log
 from surgery.training.trainer import BatchTooLargeError, train
 from surgery.training.training_spec import Execution, TrainingSpec
@@ -73,6 +74,8 @@ class Job:
     def preprocessing(self) -> Preprocessing:
         """What the job's networks expect of images, and the names of their classes."""
         settings, data = self.recipe.data, self.data
+        if settings.saliency:
+            return saliency_preprocessing(settings)
         label_maps = {"ignore": settings.ignore, "colours": data.colours} if settings.segments else {}
         return Preprocessing(
             self.image_size,
@@ -88,12 +91,12 @@ class Job:
         self.accelerator.print(text)
 
     def measure(self, stage: str, model: nn.Module) -> None:
-        """Accuracy on the test images, and what the network computes for one of them, on the average."""
+        """Figures on the test images, and what the network computes for one of them, on the average."""
         with counting_macs(model) as computed:
-            accuracy = self.task.evaluate(self.accelerator, model.to(self.accelerator.device), self.test)
+            figures = all_figures(self.task, self.accelerator, model.to(self.accelerator.device), self.test)
         counted = surgery.cost(model, self.image_size)
         spent = replace(counted, macs=counted.macs + round(computed.difference))
-        self.outcome.add(stage, accuracy, spent)
+        self.outcome.add(stage, figures.pop(self.task.metric), spent, figures)
 
     def train(self, network: nn.Module, stage: Stage) -> tuple[nn.Module, History]:
         """Train, or go on; the state's folder is named after the stage."""

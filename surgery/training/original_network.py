@@ -40,7 +40,8 @@ def find_original(recipe: Recipe, classes: int, *, download: bool = True) -> Ori
         download: whether pretrained weights may be fetched; without, the network has none in particular.
 
     Raises:
-        RecipeError: it does not give one logit for each class, of an image or of every pixel.
+        RecipeError: it does not give one logit for each class, of an image or of every pixel; for saliency masks, one
+            for every pixel.
         SurgeryError, OSError: it cannot be made.
     """
     original = _from_checkpoint(recipe) if recipe.model.checkpoint else _from_name(recipe, classes, download)
@@ -99,7 +100,7 @@ def _check_outputs(recipe: Recipe, network: nn.Module, classes: int) -> None:
     model, size = recipe.model, recipe.data.image_size
     with torch.no_grad():
         output = network.eval()(torch.zeros(1, 3, size, size))
-    expected = (1, classes, size, size) if recipe.data.segments else (1, classes)
+    expected = (1, classes, size, size) if recipe.data.has_maps else (1, classes)
     if isinstance(output, torch.Tensor) and output.shape == expected:
         return
     actual = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
@@ -111,5 +112,5 @@ def _check_outputs(recipe: Recipe, network: nn.Module, classes: int) -> None:
     )
     raise RecipeError(
         f"model {model.checkpoint or model.name} gives {actual} for one image, data {recipe.data.name} has "
-        f"{classes} classes: {expected} is needed; {remedy}"
+        f"{'masks' if recipe.data.saliency else f'{classes} classes'}: {expected} is needed; {remedy}"
     )

@@ -3,8 +3,8 @@
 import io
 import json
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +21,17 @@ History = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Measured:
-    """One row of the table: accuracies in percent, one for each seed, MACs for one image, parameters."""
+    """One row of the table: accuracies in percent, one for each seed, MACs for one image, parameters.
+
+    Attributes:
+        figures: further ones by name, in percent, one for each seed.
+    """
 
     stage: str
     accuracies: tuple[float, ...]
     macs: int
     params: int
+    figures: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:
@@ -39,8 +44,13 @@ class Measured:
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
 
     def __str__(self) -> str:
-        spread = f" ± {self.deviation:.2f}" if len(self.accuracies) > 1 else ""
-        return f"{self.accuracy:.2f}{spread} %"
+        return f"{_mean_and_spread(self.accuracies)} %"
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    """Of seeds: the mean, with the standard deviation where there are several."""
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{spread}"
 
 
 class Outcome:
@@ -54,10 +64,11 @@ class Outcome:
         self.curves: dict[str, list[History]] = {}
         self._rows: dict[str, Measured] = {}
 
-    def add(self, stage: str, accuracy: float, spent: Cost) -> None:
-        """One more accuracy of a stage; the network of a stage costs the same whatever the seed."""
-        before = self._rows[stage].accuracies if stage in self._rows else ()
-        self._rows[stage] = Measured(stage, (*before, accuracy), spent.macs, spent.params)
+    def add(self, stage: str, accuracy: float, spent: Cost, figures: Mapping[str, float] | None = None) -> None:
+        """One more accuracy of a stage, with further figures; its network costs the same whatever the seed."""
+        before = self._rows.get(stage, Measured(stage, (), 0, 0))
+        further = {name: (*before.figures.get(name, ()), value) for name, value in (figures or {}).items()}
+        self._rows[stage] = Measured(stage, (*before.accuracies, accuracy), spent.macs, spent.params, further)
 
     def add_curve(self, name: str, history: History) -> None:
         self.curves.setdefault(name, []).append(history)
@@ -68,9 +79,14 @@ class Outcome:
         return list(self._rows.values())
 
     def table(self) -> str:
-        """What a job prints at its end."""
-        cells = [(r.stage, str(r), si(r.macs), si(r.params)) for r in self.rows]
-        return table(("", self.metric, "MACs", "params"), cells, right=(1, 2, 3))
+        """What a job prints at its end; further figures are in percent, as the metric."""
+        further = list(dict.fromkeys(name for row in self.rows for name in row.figures))
+        header = ["", self.metric, *further, "MACs", "params"]
+        cells = [
+            [r.stage, str(r), *(_mean_and_spread(r.figures[name]) for name in further), si(r.macs), si(r.params)]
+            for r in self.rows
+        ]
+        return table(header, cells, right=range(1, len(header)))
 
     def write_json(self, path: Path, **more: Any) -> None:
         """Rows and curves as JSON, with whatever else the job wants kept."""

@@ -97,7 +97,7 @@ class Recipe:
                 f"compile=true: what channels give cannot be seen in a compiled network; "
                 f"{decayed}.dynamic_weight_decay=0"
             )
-        if self.data.segments:
+        if self.data.has_maps:
             self._check_label_maps()
         self._check_sizes()
         for name, options in self.variants.items():
@@ -125,6 +125,11 @@ class Recipe:
                 raise RecipeError(f"{name}.mixup={settings.mixup}: not for label maps; 0 is needed")
             if settings.first_size is not None:
                 raise RecipeError(f"{name}.first_size={settings.first_size}: not for label maps; null is needed")
+        if self.data.saliency and (self.segmentation.window or self.segmentation.flip):
+            raise RecipeError(
+                f"segmentation.window={self.segmentation.window}, segmentation.flip={self.segmentation.flip}: "
+                f"data.name={self.data.name} is looked at whole, once; 0 and false are needed"
+            )
 
     @property
     def from_scratch(self) -> bool:

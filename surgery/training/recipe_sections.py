@@ -34,6 +34,8 @@ from surgery.vision.segmentation import View
 LEAST_SIDE = 8  # of training images, in pixels
 
 SEGMENTATION_DATASETS = ("cityscapes", "segmentation_folder")
+SALIENCY_DATASETS = ("sod",)
+WHOLE_SCALE = (0.8, 1.0)  # data.scale where nobody sets it
 HELD_ELSEWHERE = {
     "surgery.options": {
         **{name: f"surgery.{name} is the key" for name in ("method", "zeta", "mode", "calibrate", "match", "images")},
@@ -53,7 +55,8 @@ class DataSettings:
     Training images are cropped at random: with ``padding``, to their size from the image with that many black pixels
     around; without, by timm's random resized crop to a share of the area within ``scale``. Images with label maps are
     for training enlarged by a factor within ``scale`` and cropped at random, with black and unlabelled pixels around
-    where they are smaller; for testing they are left as they are.
+    where they are smaller; for testing they are left as they are. Images with saliency masks are resized, whatever
+    their shape, for training after a crop of up to 15 pixels off each side.
     """
 
     PREFIX: ClassVar[str] = "data"
@@ -61,7 +64,7 @@ class DataSettings:
     name: Text = Field(
         default="digits",
         description="digits, cifar10, cifar100, imagenet, folder, shards, torch/NAME (torchvision's), hfds/NAME "
-        "(Hugging Face's, a local folder or from its cache), cityscapes, segmentation_folder",
+        "(Hugging Face's, a local folder or from its cache), cityscapes, segmentation_folder, sod",
     )
     root: FileName | None = Field(
         default=None,
@@ -75,7 +78,7 @@ class DataSettings:
     batch_size: Batch = Field(default=64, description="images of a batch, for each process")
     workers: Whole = Field(default=0, ge=0, le=256, description="processes that load images; 0: the main one does")
     scale: tuple[Scale, Scale] = Field(
-        default=(0.8, 1.0),
+        default=WHOLE_SCALE,
         description="random crops' share of the area; of images with label maps, the factor of their size",
     )
     padding: Whole = Field(
@@ -85,6 +88,9 @@ class DataSettings:
         description="pixels of black around an image for a random crop of the image's own size",
     )
     hflip: Share = Field(default=0.0, description="probability that a training image is mirrored")
+    vflip: Share = Field(
+        default=0.0, description="for sod: probability that a training image is turned upside down, if not mirrored"
+    )
     color_jitter: Share = Field(default=0.0, description="most by which brightness, contrast and saturation change")
     crop_pct: Number = Field(
         default=1.0, gt=0, le=1, description="share of a test image's shorter side in its centre crop"
@@ -110,13 +116,17 @@ class DataSettings:
     def __post_init__(self) -> None:
         if self.scale[0] > self.scale[1]:
             raise RecipeError(f"data.scale={list(self.scale)}: the smallest and the largest, in this order, are needed")
-        if self.segments:
-            self._check_label_maps()
-        elif self.scale[1] > 1:
+        if not self.segments and self.scale[1] > 1:
             raise RecipeError(f"data.scale={list(self.scale)}: shares of the area, at most 1, are needed")
+        if self.hflip + self.vflip > 1:
+            raise RecipeError(f"data.hflip={self.hflip} and data.vflip={self.vflip}: together at most 1 is needed")
+        self._check_plain()
 
-    def _check_label_maps(self) -> None:
-        for key, plain in (("padding", 0), ("holdout", 0.0), ("crop_pct", 1.0)):
+    def _check_plain(self) -> None:
+        """Raise RecipeError for a key that the dataset's images have no use for."""
+        unused: dict[str, object] = {"padding": 0, "holdout": 0.0, "crop_pct": 1.0} if self.has_maps else {}
+        unused |= {"scale": WHOLE_SCALE} if self.saliency else {"vflip": 0.0}
+        for key, plain in unused.items():
             if getattr(self, key) != plain:
                 raise RecipeError(
                     f"data.{key}={getattr(self, key)}: not for data.name={self.name}; it is {plain} there"
@@ -124,8 +134,18 @@ class DataSettings:
 
     @property
     def segments(self) -> bool:
-        """Whether labels are maps."""
+        """Whether labels are maps of classes."""
         return self.name in SEGMENTATION_DATASETS
+
+    @property
+    def saliency(self) -> bool:
+        """Whether labels are masks of what is salient."""
+        return self.name in SALIENCY_DATASETS
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether labels are maps of either kind."""
+        return self.segments or self.saliency
 
 
 @raises_recipe_errors

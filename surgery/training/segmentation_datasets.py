@@ -18,10 +18,13 @@ from surgery.vision.segmentation import check_same_size
 
 
 class LabelledImages(Dataset):
-    """Files of images and of their label maps; ``transform`` takes an image (PIL) and its labels, uint8 (H, W)."""
+    """Files of images and of their label maps, or masks, which ``read`` makes uint8 (H, W).
 
-    def __init__(self, pairs: Sequence[tuple[Path, Path]], labelling: Labelling) -> None:
-        self.pairs, self.labelling = list(pairs), labelling
+    ``transform`` takes an image (PIL) and what was read.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[Path, Path]], read: Callable[[Path], Tensor]) -> None:
+        self.pairs, self.read = list(pairs), read
         self.transform: Callable[[Image.Image, Tensor], object] | None = None
 
     def __len__(self) -> int:
@@ -34,11 +37,11 @@ class LabelledImages(Dataset):
 
     def without(self, left_out: Container[int]) -> "LabelledImages":
         """The same folder without the items of these indices."""
-        return LabelledImages([pair for index, pair in enumerate(self.pairs) if index not in left_out], self.labelling)
+        return LabelledImages([pair for index, pair in enumerate(self.pairs) if index not in left_out], self.read)
 
     def __getitem__(self, index: int) -> object:
         path, mask = self.pairs[index]
-        image, labels = open_image(path), self.labelling.read(mask)
+        image, labels = open_image(path), self.read(mask)
         check_same_size(path, (image.height, image.width), labels)
         return (image, labels) if self.transform is None else self.transform(image, labels)
 
@@ -60,7 +63,7 @@ def segmentation_folder(settings: DataSettings) -> ImageDataset:
         raise RecipeError("data.classes: the number of classes in the label maps is needed")
     labelling = Labelling(settings.classes, settings.ignore)
     try:
-        parts = [LabelledImages(pairs_below(root / part), labelling) for part in ("train", test.name)]
+        parts = [LabelledImages(pairs_below(root / part), labelling.read) for part in ("train", test.name)]
     except FileNotFoundError as error:
         raise RecipeError(f"data.root={root}: {error}") from None
     return ImageDataset(parts[0], parts[1], settings.classes, _names(root / "classes.txt", settings.classes))
@@ -86,7 +89,7 @@ def cityscapes(settings: DataSettings) -> ImageDataset:
     labelling = Labelling(
         len(BENCHMARK_CLASSES), renumbered={city_class.id: _train_id(city_class) for city_class in Cityscapes.classes}
     )
-    parts = [LabelledImages(_cityscapes_pairs(root, part), labelling) for part in ("train", "val")]
+    parts = [LabelledImages(_cityscapes_pairs(root, part), labelling.read) for part in ("train", "val")]
     names = tuple(city_class.name for city_class in BENCHMARK_CLASSES)
     colours = tuple("#{:02x}{:02x}{:02x}".format(*city_class.color) for city_class in BENCHMARK_CLASSES)
     return ImageDataset(parts[0], parts[1], len(BENCHMARK_CLASSES), names, colours)

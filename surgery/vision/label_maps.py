@@ -60,24 +60,27 @@ class Labelling:
         return table
 
 
-def pairs_below(folder: Path) -> list[tuple[Path, Path]]:
+def pairs_below(folder: Path, kinds: tuple[str, str] = ("images", "masks")) -> list[tuple[Path, Path]]:
     """Images ``folder/images/NAME.*`` with their label maps ``folder/masks/NAME.*``, sorted by name.
+
+    Args:
+        kinds: names of the two folders.
 
     Raises:
         FileNotFoundError: a folder is missing or empty, or an image has no label map; names it.
     """
     parts = []
-    for part in ("images", "masks"):
+    for part in kinds:
         if not (folder / part).is_dir():
             raise FileNotFoundError(
-                f"there is no folder {str(folder / part)!r}; images/NAME.* and masks/NAME.* are needed"
+                f"there is no folder {str(folder / part)!r}; {kinds[0]}/NAME.* and {kinds[1]}/NAME.* are needed"
             )
         parts.append({path.stem: path for path in images_below(folder / part)})
     images, masks = parts
     lonely = sorted(set(images) ^ set(masks))
     if lonely:
         raise FileNotFoundError(
-            f"{str(folder)!r}: {lonely[0]!r} is not both in images and in masks ({len(lonely)} such)"
+            f"{str(folder)!r}: {lonely[0]!r} is not both in {kinds[0]} and in {kinds[1]} ({len(lonely)} such)"
         )
     return [(path, masks[stem]) for stem, path in sorted(images.items())]
 

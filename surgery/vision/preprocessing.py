@@ -10,7 +10,7 @@ from typing import Any, cast
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
-from torchvision.transforms import Compose, Normalize, ToTensor
+from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor
 
 from surgery.core.errors import is_whole
 from surgery.graph.input_size import InputSize, image_shapes
@@ -32,7 +32,8 @@ class Preprocessing:
         ignore: of label maps, the value for pixels without a class, besides 255.
         colours: ``#rrggbb`` of each class in label maps; empty for PASCAL VOC's.
 
-    Networks that label pixels take images at their own size; they are only normalised.
+    Networks that label pixels take images at their own size; they are only normalised. Those that find salient objects
+    take them resized to ``size``, whatever their shape.
     """
 
     size: tuple[int, int, int]
@@ -75,6 +76,11 @@ class Preprocessing:
     def whole_image(self) -> Callable[[Image.Image], Tensor]:
         """A PIL image to float32 (C, H, W), normalised, at its own size."""
         return cast(Any, Compose([ToTensor(), Normalize(self.mean, self.std)]))
+
+    def resized_image(self) -> Callable[[Image.Image], Tensor]:
+        """A PIL image to float32 (C, H, W), normalised, all of it resized to ``size``."""
+        resize = Resize(self.size[1:], InterpolationMode(self.interpolation))
+        return cast(Any, Compose([resize, ToTensor(), Normalize(self.mean, self.std)]))
 
     def to_json(self) -> dict[str, Any]:
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

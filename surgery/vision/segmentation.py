@@ -131,11 +131,17 @@ class IoU:
         return f"{table(('class', 'IoU (%)'), rows, right=(1,))}\n{total}"
 
 
-def segments(model: nn.Module) -> bool:
-    """Whether a model gives a map of logits for an image of its own size."""
+def map_channels(model: nn.Module) -> int:
+    """Channels of the map of logits that a model gives for an image, of the image's size; 0 where it gives no map."""
     size = preprocessing_of(model).size
     output = output_for_one_image(model, size)
-    return isinstance(output, Tensor) and output.ndim == 4 and output.shape[-2:] == size[1:]
+    is_map = isinstance(output, Tensor) and output.ndim == 4 and output.shape[-2:] == size[1:]
+    return output.shape[1] if is_map else 0
+
+
+def segments(model: nn.Module) -> bool:
+    """Whether a model gives a map of several classes' logits for an image of its own size."""
+    return map_channels(model) > 1
 
 
 def evaluate(model: nn.Module, folder: str | Path, view: View = WHOLE, *, progress: bool = True) -> IoU:
@@ -164,10 +170,10 @@ def evaluate(model: nn.Module, folder: str | Path, view: View = WHOLE, *, progre
 
 
 def check_same_size(path: Path, size: Sequence[int], labels: Tensor) -> None:
-    """Raise ValueError, naming the image, unless its size (H, W) is that of its label map (H, W)."""
+    """Raise ValueError, naming the image, unless its size (H, W) is that of its label map, or mask (H, W)."""
     if tuple(size) != tuple(labels.shape):
         sizes = [f"{width}×{height}" for height, width in (size, labels.shape)]
-        raise ValueError(f"{str(path)!r} is {sizes[0]}, its label map {sizes[1]}")
+        raise ValueError(f"{str(path)!r} is {sizes[0]}, its mask {sizes[1]}")
 
 
 def predict(model: nn.Module, paths: Sequence[str | Path], out: str | Path, view: View = WHOLE) -> list[Path]:
@@ -178,7 +184,7 @@ def predict(model: nn.Module, paths: Sequence[str | Path], out: str | Path, view
         OSError: a mask cannot be written.
     """
     preprocessing, weight = preprocessing_of(model), first_weight(model)
-    targets = _targets(paths, Path(out))
+    targets = targets_in(Path(out), paths, "mask")
     transform = preprocessing.whole_image()
     with eval_mode(model), torch.inference_mode():
         for path, target in tqdm(targets.items(), "predicting", unit="image", leave=False, disable=len(targets) < 3):
@@ -189,12 +195,18 @@ def predict(model: nn.Module, paths: Sequence[str | Path], out: str | Path, view
     return list(targets.values())
 
 
-def _targets(paths: Iterable[str | Path], out: Path) -> dict[Path, Path]:
+def targets_in(out: Path, paths: Iterable[str | Path], kind: str) -> dict[Path, Path]:
+    """For each image ``out/STEM.KIND.png``.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: two images would have the same file.
+    """
     if not out.is_dir():
         raise FileNotFoundError(f"there is no folder {str(out)!r} to write masks to")
     targets: dict[Path, Path] = {}
     for path in map(Path, paths):
-        target = out / f"{path.stem}.mask.png"
+        target = out / f"{path.stem}.{kind}.png"
         if target in targets.values():
             raise ValueError(f"two images are called {path.stem!r}; their masks would be the same file {str(target)!r}")
         targets[path] = target

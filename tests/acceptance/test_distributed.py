@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.training.test_saliency_datasets import objects
+
 ROOT = Path(__file__).parents[2]
 # no BatchNorm, whose statistics are each process's own
 NETWORK = [
@@ -52,6 +54,20 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
             assert row["accuracy"] == pytest.approx(expected["accuracy"], abs=1.0)  # some images are close calls
     # the network of the same weights is judged on 360 images by either, though 360 is no multiple of 2 × 35
     assert two["rows"][0]["accuracy"] * 3.6 == pytest.approx(round(two["rows"][0]["accuracy"] * 3.6), abs=1e-3)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_maps_of_all_sizes_are_judged_exactly(tmp_path):
+    objects(tmp_path / "data", count=5)  # no multiple of 2 × 2
+    small = "{num_classes: 1, backbone: resnet26, width: 16, backbone_kwargs: {channels: [8, 8, 8, 8]}}"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "finetune.py", "recipes/sod.yaml"]
+    settings = [f"data.root={tmp_path}/data", "data.workers=0", "data.batch_size=2", "data.image_size=16"]
+    settings += ["model.name=pspnet", f"model.kwargs={small}", "baseline.epochs=1", "finetune.epochs=0"]
+    finish([sys.executable, *launcher, f"output={tmp_path}/out", *settings, "precision=no"])
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    # after its epoch each process judged a half; the job's stage was judged whole by both
+    (curve,) = results["curves"]["original"]
+    assert curve[-1]["accuracy"] == pytest.approx(results["rows"][0]["accuracy"], abs=1e-3)
 
 
 @pytest.mark.usefixtures("on_cpu")

@@ -1,6 +1,7 @@
 """Every recipe on real files below SURGERY_DATA, cut short:  SURGERY_DATA=FOLDER pytest -m slow tests/acceptance
 
-The folder holds what is tried of: cifar10/, cifar100/, imagenet_sample/CLASS/*, camvid/{train,val}/{images,masks}.
+The folder holds what is tried of: cifar10/, cifar100/, imagenet_sample/CLASS/*, camvid/{train,val}/{images,masks},
+sod/{train,test}/{images,masks}.
 """
 
 import os
@@ -39,6 +40,15 @@ CASES = {
             "model.pretrained=false",
             "data.image_size=96",
             "model.kwargs={num_classes: 11, backbone: resnet26, width: 16, backbone_kwargs: {channels: [8, 8, 8, 8]}}",
+        ],
+    ),
+    "sod": (
+        "sod",
+        [
+            "data.root={root}",
+            "data.image_size=64",
+            "model.name=pspnet",
+            "model.kwargs={num_classes: 1, backbone: resnet26, width: 16, backbone_kwargs: {channels: [8, 8, 8, 8]}}",
         ],
     ),
 }

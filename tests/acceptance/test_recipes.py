@@ -10,6 +10,7 @@ import finetune
 import surgery
 from surgery.cli.main import main
 from tests.training.test_recipe import RECIPES
+from tests.training.test_saliency_datasets import objects
 from tests.training.test_segmentation_datasets import cityscapes, street
 
 SMALL = ["data.batch_size=4", "data.workers=0"]
@@ -28,6 +29,9 @@ PIXELS = {  # how files are laid out, classes
     "segmentation_folder": (lambda root: street(street(root, "train"), "val"), 3),
     "pspnet_cityscapes": (lambda root: cityscapes(root / "cityscapes"), 19),
 }
+
+
+SURGERIES = {"sod": "l1, macs 0.7"}  # as a plan's first line has it; the others': squeezes replaced
 
 
 def lay_out(root, name, parts, classes):
@@ -52,17 +56,26 @@ def pixel_settings(path, root):
     return settings + ([f"data.classes={classes}"] if path.stem == "segmentation_folder" else [])
 
 
+def object_settings(root):
+    """Settings for a small network on generated files with masks, which it writes."""
+    objects(root, count=4)
+    settings = [f"data.root={root}", "data.batch_size=2", "data.workers=0", "data.image_size=32", "model.name=pspnet"]
+    return [*settings, f"model.kwargs={{num_classes: 1, {SMALL_BACKBONE}}}"]
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_dry_run(path, tmp_path, capsys):
     settings = [f"output={tmp_path / 'out'}"]
     if path.stem in PIXELS:
         settings += pixel_settings(path, tmp_path / "data")
+    elif path.stem == "sod":
+        settings += object_settings(tmp_path / "data")
     elif LAYOUTS[path.stem]:
         lay_out(tmp_path / "data", *LAYOUTS[path.stem])
         settings += [f"data.root={tmp_path / 'data'}", "surgery.calibrate=3", *SMALL]
     assert finetune.main([str(path), "--dry-run", *settings]) == 0
     out = capsys.readouterr().out
-    for expected in ("pix, mode squeeze", "converted  ", "a batch: ("):
+    for expected in (SURGERIES.get(path.stem, "pix, mode squeeze"), "converted  ", "a batch: ("):
         assert expected in out
     assert not (tmp_path / "out").exists()
 
@@ -99,6 +112,22 @@ def test_images_with_label_maps_from_the_first_training_to_masks(name, tmp_path,
     with Image.open(image) as photograph, Image.open(tmp_path / f"{image.stem}.mask.png") as mask:
         assert mask.size == photograph.size
         assert mask.mode == "P"
+
+
+def test_images_with_masks_from_the_first_training_to_maps(tmp_path, capsys):
+    recipe = next(path for path in RECIPES if path.stem == "sod")
+    settings = [*object_settings(tmp_path / "data"), "baseline.epochs=1", "finetune.epochs=1", "control=true"]
+    settings += ["finetune.block_weight=1.0", "finetune.lr_by_damage=true", "data.workers=1"]
+    assert finetune.main([str(recipe), f"output={tmp_path}/out", *settings]) == 0
+    out = capsys.readouterr().out
+    assert "control: mean training mask: max F" in out
+    assert "logits identical on 4 test images" in out
+    file, image = str(tmp_path / "out" / "m.safetensors"), tmp_path / "data" / "test" / "images" / "0.png"
+    assert main(["eval", file, str(tmp_path / "data")]) == 0
+    assert f"max F {rows(tmp_path)['after fine-tuning']:.2f}, " in capsys.readouterr().out
+    assert main(["predict", file, str(image), "--out", str(tmp_path)]) == 0
+    with Image.open(image) as photograph, Image.open(tmp_path / "0.saliency.png") as written:
+        assert (written.mode, written.size) == ("L", photograph.size)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

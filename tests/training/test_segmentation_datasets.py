@@ -125,7 +125,7 @@ def test_other_datasets_folder_and_missing_parts(folder, monkeypatch):
 def test_an_image_and_its_labels_are_of_one_size(folder):
     Image.new("L", (7, 5)).save(folder / "train" / "masks" / "2.png")
     train = open_dataset(DataSettings(root=str(folder), **SETTINGS)).train
-    with pytest.raises(ValueError, match=r"2\.png. is 30×20, its label map 7×5"):
+    with pytest.raises(ValueError, match=r"2\.png. is 30×20, its mask 7×5"):
         train[2]
 
 

@@ -115,7 +115,7 @@ def test_what_cannot_be(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere. to write masks to"):
         predict(model, images, tmp_path / "nowhere")
     Image.new("L", (5, 4)).save(folder / "masks" / "1.png")
-    with pytest.raises(ValueError, match=r"1\.png. is 30×20, its label map 5×4"):
+    with pytest.raises(ValueError, match=r"1\.png. is 30×20, its mask 5×4"):
         evaluate(model, folder, progress=False)
     model.surgery_preprocessing = Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3, classes=("a", "b"), ignore=9)
     (folder / "masks" / "1.png").unlink()

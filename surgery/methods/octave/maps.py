@@ -8,6 +8,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
+from torch.utils._pytree import register_pytree_node
 
 from surgery.core.surgery_layer import OpCost, SurgeryLayer, WeightMaps
 from surgery.graph.trees import shapes_in
@@ -27,6 +28,9 @@ class Maps(list[Tensor]):
         for one, two in zip(self, other, strict=True):
             one.add_(two)
         return self
+
+
+register_pytree_node(Maps, lambda maps: (list(maps), None), lambda maps, _: Maps(maps))
 
 
 class RegionConv(GOctConv):
