@@ -7,15 +7,19 @@ threshold, after dynamic weight decay (``finetune.dynamic_weight_decay``); Liu e
 import functools
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
 
 from surgery.graph import ModelGraph
+from surgery.graph.training_heads import couple_all
 from surgery.methods.planners.pruning.gamma import gamma
 from surgery.methods.planners.pruning.options import PruningOptions
 from surgery.methods.planners.pruning.scored import ScoredPruning
 from surgery.methods.planners.pruning.scores import Score
 from surgery.planning.evidence import Evidence, Kind
-from surgery.planning.registry import register
+from surgery.planning.registry import Proposal, register
+from surgery.planning.selection import Selection
 
 THRESHOLD = 1e-20
 
@@ -53,6 +57,23 @@ class Gamma(ScoredPruning):
     evidence: ClassVar[Kind] = "weights"
     changes: ClassVar[str] = "layers lose the channels whose norms scale them to nothing"
     where: ClassVar[str] = "any coupled channels behind BatchNorms but the model's outputs"
+    untrained_options: ClassVar[dict[str, Any]] = {"threshold": None, "keep": 0.5}
 
     def score(self, graph: ModelGraph, config: GammaConfig, evidence: Evidence) -> Score:
         return functools.partial(gamma, input_size=graph.input_shape)
+
+    def plan(self, graph: ModelGraph, selection: Selection, config: GammaConfig, evidence: Evidence) -> Proposal:
+        """Which channels go; where none does, a note says how far the smallest scale is from the threshold."""
+        proposal = super().plan(graph, selection, config, evidence)
+        if proposal.decisions or config.threshold is None:
+            return proposal
+        model = graph.modules[""]
+        coupling = couple_all(graph, model)
+        scores = gamma(model, coupling, graph.input_shape)[coupling.removable()]
+        finite = scores[np.isfinite(scores)]
+        smallest = f"the smallest is {finite.min():.2g}" if finite.size else "there is none behind a BatchNorm"
+        note = (
+            f"no channel has |γ| below threshold={config.threshold:g}: {smallest}. A training with dynamic_weight_decay=3 "
+            "brings some down, a larger threshold takes more"
+        )
+        return Proposal([], proposal.skipped, (note,))

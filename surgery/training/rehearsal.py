@@ -69,7 +69,11 @@ def rehearse(
     network, method = original.network, recipe.surgery.method
     images = evidence_images(recipe, _readable(recipe, data).train, recipe.seed, most=SOME)
     quick = getattr(method_named(method), "rehearsal_options", {})  # of a method that takes long
-    plan = surgery.plan(network, method, images=images, **{**recipe.surgery_arguments, **quick})
+    arguments = {**recipe.surgery_arguments, **quick}
+    plan = surgery.plan(network, method, images=images, **arguments)
+    untrained = getattr(method_named(method), "untrained_options", None)  # of one that looks for what a training leaves
+    if not plan.decisions and recipe.baseline.epochs and untrained:
+        plan = surgery.plan(network, method, images=images, **{**arguments, **untrained})
     if not plan.decisions:
         raise NoSitesError(f"{recipe.model.checkpoint or recipe.model.name}: {plan.notes[0]}\n{plan}")
     converted = plan.apply(copied(network))

@@ -122,3 +122,9 @@ def test_options():
         GammaConfig(threshold=0)
     with pytest.raises(ValueError, match="sfvr does not compare the variances of maps of several sizes"):
         surgery.plan(csnet(0.5), "sfvr", macs=0.7, input_size=32)
+
+
+def test_nothing_below_the_threshold_is_told_with_the_smallest_scale():
+    model = chain(nn.Conv2d(3, 4, 1), norm(1, -0.5, 3, 4), nn.ReLU())
+    note = surgery.plan(model, "gamma", threshold=1e-3, input_size=8).notes[0]
+    assert "no channel has |γ| below threshold=0.001: the smallest is 0.5" in note
