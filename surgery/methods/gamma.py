@@ -73,7 +73,7 @@ class Gamma(ScoredPruning):
         finite = scores[np.isfinite(scores)]
         smallest = f"the smallest is {finite.min():.2g}" if finite.size else "there is none behind a BatchNorm"
         note = (
-            f"no channel has |γ| below threshold={config.threshold:g}: {smallest}. A training with dynamic_weight_decay=3 "
-            "brings some down, a larger threshold takes more"
+            f"no channel has |γ| below threshold={config.threshold:g}: {smallest}. A training with "
+            "dynamic_weight_decay=3 brings some down, a larger threshold takes more"
         )
         return Proposal([], proposal.skipped, (note,))

@@ -196,6 +196,8 @@ def _written(folder: Path) -> list[Sound]:
         (foreign, None),
         (convert(create("cifar_resnet", **small), "fbs", schedule=[1, 0.8]), None),
         (convert(create("cifar_resnet", **small), "se", ratio=4), None),
+        (convert(create("cifar_resnet", **small), "octave"), None),
+        (convert(create("csnet", k=0.25), "l1", macs=0.6), None),
     ]
     return [_sound(folder / f"{index}.safetensors", *model) for index, model in enumerate(models)]
 
@@ -328,6 +330,11 @@ EDITS: tuple[dict[str, Any], ...] = (
 )
 
 
+def _octave(**fields: Any) -> dict[str, Any]:
+    whole = {"first": "layer1", "last": "layer1", "convs": ["layer1.0.conv1"], "norms": [], "others": []}
+    return {"type": "octave_region@1", **whole, "alpha": 0.5, "channels": 8, **fields}
+
+
 TRANSFORMS: tuple[dict[str, Any], ...] = (
     {"type": "reorder@1", "order": "0"},
     {"type": "reorder@1", "order": "0", "inside": 1},
@@ -364,6 +371,16 @@ TRANSFORMS: tuple[dict[str, Any], ...] = (
     {"type": "boost_and_suppress@1", "module": "layer1.0.conv1", "channels": [8, 8], "norm": "bn1", "act": "layer1"},
     {"type": "boost_and_suppress@1", "module": "conv1", "channels": [3, 64], "producer": "conv1", "norm": "conv1"},
     {"type": "boost_and_suppress@1", "module": "stem", "channels": [3, 16], "options": {"density": 1e-300}},
+    _octave(),
+    _octave(first="conv1", last="bn1"),
+    _octave(first="", last="layer1"),
+    _octave(first="layer1", last="layer1.0"),
+    _octave(convs=["conv1"] * 1_000),
+    _octave(convs=["bn1"], norms=["conv1"], others=["", "layer1"]),
+    _octave(alpha=1e-300, channels=10**9),
+    _octave(others=["layer1"] * 1_000),
+    {"type": "narrow@1", "widths": {}, "maps": {"conv1": [[1], [1]]}},
+    {"type": "narrow@1", "widths": {}, "maps": {"layer1.0.conv1": [[10**9, 1], []]}},
     {"type": "drop@1", "modules": ["bn1"] * 1_000},
     {"type": "drop@1", "modules": [""]},
     {"type": "drop@1", "modules": []},

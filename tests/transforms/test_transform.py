@@ -14,6 +14,7 @@ from surgery.checkpoint.build_budget import Budget, BudgetError
 from surgery.checkpoint.source import _affordable
 from surgery.core.errors import CheckpointError
 from surgery.methods.fbs.transform import BoostAndSuppress
+from surgery.methods.octave.transform import OctaveRegion
 from surgery.planning.registry import discover
 from surgery.transforms.drop import Drop
 from surgery.transforms.erase_calls import EraseCalls
@@ -65,6 +66,10 @@ EXAMPLES = [
     InsertBehind("bn1", "se", 4, {"ratio": 2}),
     BoostAndSuppress("conv1", (16, 4), "bn1", "act1", "conv0", True, {"density": 0.25, "schedule": [1.0, 0.5]}),
     Narrow({"conv1": [None, 4], "bn1": [4, None]}),
+    Narrow({}, maps={"conv1": [[3, 2], [4, 1]]}),
+    OctaveRegion(
+        "layer1", "layer1", ("layer1.0.conv1", "layer1.0.conv2"), ("layer1.0.bn1",), ("layer1.0.act1",), 0.5, 8
+    ),
     FeatureWidths({"num_features": 24, "head.in_features": 24}, (8, 24)),
     FeatureWidths(),
     Reorder("0123456789abcdef"),

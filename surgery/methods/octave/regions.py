@@ -50,7 +50,8 @@ class RegionFinder:
         self._asked_for = _feature_modules(graph.modules[""])
         self._visit_children("")
 
-    def _visit_children(self, name: str) -> None:
+    def _visit_children(self, name: str, obstacle: str = "") -> None:
+        """Regions among a module's children; ``obstacle`` is why the module itself is in none."""
         prefix = f"{name}." if name else ""
         children = [f"{prefix}{child}" for child, _ in self.graph.modules[name].named_children()]
         obstacles = {child: self._obstacle(child) for child in children if self._inside([child])}
@@ -59,11 +60,11 @@ class RegionFinder:
         else:
             runs = [[child] for child in obstacles if self._whole(child, obstacles)]
         for run in runs:
-            self._take(run)
+            self._take(run, obstacle)
         taken = {child for run in runs for child in run}
         for child in [child for child in obstacles if child not in taken]:
             if any(True for _ in self.graph.modules[child].children()):
-                self._visit_children(child)
+                self._visit_children(child, obstacles[child])
             elif isinstance(self.graph.modules[child], nn.Conv2d):
                 self.skipped.append(Skipped(child, obstacles[child]))
 
@@ -129,7 +130,7 @@ class RegionFinder:
         own = set(nodes)
         return {node for node in nodes if any(user not in own for user in node.users)}
 
-    def _take(self, run: Sequence[str]) -> None:
+    def _take(self, run: Sequence[str], obstacle: str) -> None:
         """Make a region of a run of modules where it is worth it; else say of its convolutions why not."""
         nodes = self._inside(run)
         (entry,) = self._entries(nodes)
@@ -137,7 +138,8 @@ class RegionFinder:
         for node in nodes:
             self._sort_in(region, node)
         if reason := self._not_worth(region, nodes):
-            self.skipped += [Skipped(name, reason) for name in region.convs]
+            alone = len(region.convs) < LEAST_CONVS
+            self.skipped += [Skipped(name, obstacle if alone and obstacle else reason) for name in region.convs]
         else:
             self.regions.append(region)
 

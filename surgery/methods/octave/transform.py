@@ -55,6 +55,8 @@ class OctaveRegion(Transform):
             put(model, name, self._region_conv(conv, name, entry and name == self.first))
         for name in self.norms:
             norm = submodule(model, name, nn.BatchNorm2d)
+            if norm.running_mean is None:
+                raise SurgeryError(f"{name!r} has no running statistics")
             put(model, name, RegionNorm(norm, split_channels(norm.num_features, self.alpha)))
         for name in self.others:
             put(model, name, EachMap(submodule(model, name)))
@@ -70,7 +72,15 @@ class OctaveRegion(Transform):
         inputs = (conv.in_channels,) if entry else split_channels(conv.in_channels, self.alpha)
         outputs = split_channels(conv.out_channels, self.alpha)
         links = ((0, 0), (1, 1)) if conv.groups > 1 else ()
-        shape = ConvShape(
+        try:
+            layer = RegionConv(Scales(inputs, outputs, links=links), self._shape(conv))
+        except ValueError as error:
+            raise SurgeryError(f"{name!r}: {error}") from None
+        layer.weight, layer.bias = cast(nn.Parameter, conv.weight), cast("nn.Parameter | None", conv.bias)
+        return layer
+
+    def _shape(self, conv: nn.Conv2d) -> ConvShape:
+        return ConvShape(
             _both(conv.kernel_size),
             conv.stride[0],
             _both(conv.padding),
@@ -81,12 +91,6 @@ class OctaveRegion(Transform):
             self.upsampling,
             "conv",
         )
-        try:
-            layer = RegionConv(Scales(inputs, outputs, links=links), shape)
-        except ValueError as error:
-            raise SurgeryError(f"{name!r}: {error}") from None
-        layer.weight, layer.bias = cast(nn.Parameter, conv.weight), cast("nn.Parameter | None", conv.bias)
-        return layer
 
     def changed(self) -> tuple[str, ...]:
         """Of what is below an edge of the region, which is wrapped, the edge: it is there before and after."""
@@ -110,6 +114,9 @@ class OctaveRegion(Transform):
 
 
 def _both(values: Any) -> tuple[int, int]:
+    """Raises ValueError for a padding in words."""
+    if not isinstance(values, tuple):
+        raise ValueError(f"{values!r} where two numbers of pixels are needed")
     return int(values[0]), int(values[1])
 
 
