@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
@@ -14,7 +15,13 @@ from surgery.core.surgery_layer import Gates, OpCost, SurgeryLayer
 from surgery.methods.fbs.execution import Execution, computed, may_skip
 from surgery.methods.fbs.saliency_start import fitted_saliency
 from surgery.methods.fbs.skipping import WORTH_GATHERING, Filters, Link, scattered
-from surgery.methods.fbs.winner_take_all import kept_count, mean_magnitude, mean_saliency, winner_take_all
+from surgery.methods.fbs.winner_take_all import (
+    kept_count,
+    mean_magnitude,
+    mean_saliency,
+    saliencies,
+    winner_take_all,
+)
 
 PLACEMENTS = ("output", "norm_scale")
 
@@ -22,10 +29,11 @@ PLACEMENTS = ("output", "norm_scale")
 class FBSConv2d(SurgeryLayer):
     """A convolution whose ⌈d·C⌉ most salient output channels are computed and boosted, and whose others are zero.
 
-    Saliency g = ReLU(W · mean|x| + b) of every output channel (FBS, Eq. 5); the winners of each image are kept (Eq. 6,
-    of equal ones the first). ``placement`` says what they are multiplied by, and where:
+    Saliency g = ReLU(W · mean|x| + b) of every output channel (FBS, Eq. 5), in float32 at least; the winners of each
+    image are kept (Eq. 6, of equal ones the first). ``placement`` says what they are multiplied by, and where:
 
-    - ``output``, of the PyTorch port: y = act(norm(conv(x))) · t, with t = mask · g / mean(g). Neutral: W = 0, b = 1.
+    - ``output``, of the PyTorch port: y = act(norm(conv(x))) · t, with t = mask · g / mean(g). Neutral: W = 0, b = 1;
+      ``saliency.bias`` is b − 1, which half precisions keep.
     - ``norm_scale``, of the authors (Eq. 4): g stands for the norm's γ, y = mask · act(g · norm(conv(x)) + β), where
       the norm has no γ and β of its own. Neutral: W = 0, b = γ; filters with a negative γ change their sign.
 
@@ -66,6 +74,7 @@ class FBSConv2d(SurgeryLayer):
         self.padding, self.dilation = conv.padding, conv.dilation
         self.density, self.placement, self.l1, self.schedule = density, placement, l1, schedule
         self.non_negative = non_negative
+        self.constant = 1.0 if placement == "output" else 0.0  # of the saliency, besides its bias
         self.count = kept_count(density, conv.out_channels)
         self.reads: Link | None = None
         self.gives: Link | None = None
@@ -82,7 +91,7 @@ class FBSConv2d(SurgeryLayer):
         self.register_parameter("beta", None)
         with torch.no_grad():
             self.saliency.weight.zero_()
-            self.saliency.bias.fill_(1.0)
+            self.saliency.bias.fill_(1.0 - self.constant)
             if placement == "norm_scale":
                 self._take_scale()
 
@@ -121,8 +130,7 @@ class FBSConv2d(SurgeryLayer):
         return pooled.new_zeros((len(x), self.in_channels)).scatter_(1, inputs, pooled)
 
     def _saliency(self, pooled: Tensor) -> Tensor:
-        predictor = self.saliency
-        return F.linear(pooled.to(predictor.weight.dtype), predictor.weight, predictor.bias).relu_()
+        return saliencies(pooled, self.saliency.weight, self.saliency.bias, self.constant)
 
     def factors(self, saliency: Tensor, mask: Tensor) -> Tensor:
         """What all channels are multiplied by, (N, C_out)."""
@@ -189,7 +197,7 @@ class FBSConv2d(SurgeryLayer):
         weight, bias = fitted_saliency(pooled, magnitudes)
         with torch.no_grad():
             self.saliency.weight.copy_(weight)
-            self.saliency.bias.copy_(bias)
+            self.saliency.bias.copy_(bias - self.constant)
 
     def folded(self) -> nn.Module | None:
         """A copy whose norm is folded into its filters, and which hands compact maps on where it is linked."""

@@ -58,7 +58,7 @@ def by_loops(layer, x):
         pooled = [image[c].abs().mean().item() for c in range(layer.in_channels)]
         weights, constants = layer.saliency.weight.tolist(), layer.saliency.bias.tolist()
         saliency = [
-            max(0.0, constants[o] + sum(w * p for w, p in zip(weights[o], pooled, strict=True)))
+            max(0.0, layer.constant + constants[o] + sum(w * p for w, p in zip(weights[o], pooled, strict=True)))
             for o in range(layer.out_channels)
         ]
         count = math.ceil(layer.density * layer.out_channels)
@@ -217,7 +217,7 @@ def test_the_auxiliary_loss_is_the_mean_sum_of_saliencies_and_is_given_once():
     x = images()
     layer(x)
     pooled = x.abs().mean((2, 3))
-    expected = 0.5 * torch.relu(layer.saliency(pooled)).sum(1).mean()
+    expected = 0.5 * torch.relu(layer.saliency(pooled) + 1).sum(1).mean()
     torch.testing.assert_close(layer.auxiliary_loss(), expected.float())
     assert layer.auxiliary_loss() is None
     layer(x)
@@ -228,7 +228,7 @@ def test_dead_saliencies_give_zeros_not_nan():
     layer = layer_of()
     with torch.no_grad():
         layer.saliency.weight.zero_()
-        layer.saliency.bias.fill_(-1.0)
+        layer.saliency.bias.fill_(-2.0)
     y = layer(images())
     y.sum().backward()
     assert not y.any()
@@ -267,6 +267,33 @@ def test_computed_macs_leave_zero_inputs_out():
     macs = layer.computed_macs(x, layer(x))
     assert macs.tolist() == [5 * 3 * 9 * 7 * 8 + 80] * 2
     assert layer.cost(tuple(x.shape), (2, 10, 7, 8)).macs == 5 * 8 * 9 * 7 * 8 + 80
+
+
+def kept_by(layer, x):
+    with torch.no_grad():
+        return layer(x).abs().amax((2, 3)) > 0
+
+
+def calibrated_layer():
+    layer = layer_of(0.5, inputs=12, outputs=40, saliency=0.0, act=False).float()
+    x = images(48, 12).float() * (0.2 + torch.rand(48, 12, 1, 1, generator=torch.Generator().manual_seed(4)))
+    with torch.no_grad():
+        layer.start(layer.observe(x))
+    return layer, x
+
+
+def test_autocast_keeps_the_same_channels():
+    layer, x = calibrated_layer()
+    expected = kept_by(layer, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(kept_by(layer, x), expected)
+
+
+def test_a_cast_to_bfloat16_keeps_nearly_the_same_channels():
+    layer, x = calibrated_layer()
+    expected = kept_by(layer, x)
+    same = kept_by(layer.bfloat16(), x.bfloat16()) == expected
+    assert same.float().mean() > 0.99
 
 
 def test_measured_forms_are_no_part_of_a_copy():
