@@ -46,7 +46,8 @@ class FBSConv2d(SurgeryLayer):
         density: d in (0, 1].
         placement: see above.
         l1: weight of the sum of saliencies, mean over the images, in the loss.
-        schedule: densities of the training before it reaches ``density``, each for an equal share of it.
+        schedule: densities of the training before it reaches ``density``, each for an equal share of it; of a training
+            with fewer epochs than these are some, and always ``density`` in the last.
         non_negative: the input is, so that |x| is x.
 
     Shape: (N, C, H, W) → (N, C_out, H', W') as of ``conv``, any floating dtype.
@@ -177,7 +178,8 @@ class FBSConv2d(SurgeryLayer):
 
     def set_progress(self, share: float) -> None:
         densities = (*self.schedule, self.density)
-        self.count = kept_count(densities[min(int(share * len(densities)), len(densities) - 1)], self.out_channels)
+        stage = int(share * len(densities) + 1e-9)  # a quotient that rounding leaves below a whole number is that number
+        self.count = kept_count(densities[min(stage, len(densities) - 1)], self.out_channels)
 
     def auxiliary_loss(self) -> Tensor | None:
         saliency, self._last_saliency = self._last_saliency, None

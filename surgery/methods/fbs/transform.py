@@ -20,7 +20,8 @@ class FBSOptions:
     Attributes:
         density: d, the share of output channels that are kept, in (0, 1].
         placement, l1: see :class:`surgery.methods.fbs.layer.FBSConv2d`.
-        schedule: densities of the training before it reaches ``density``, each for an equal share of the epochs.
+        schedule: densities of the training before it reaches ``density``, each for an equal share of the epochs; the last
+            epoch always has ``density``.
     """
 
     density: float = 0.5

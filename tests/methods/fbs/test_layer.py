@@ -239,7 +239,7 @@ def test_a_schedule_lowers_the_density_in_equal_shares():
     layer = FBSConv2d(conv_of(outputs=10), density=0.5, schedule=(1.0, 0.8, 0.6))
     counts = []
     for epoch in range(8):
-        layer.set_progress(epoch / 8)
+        layer.set_progress(epoch / 7)
         counts.append(layer.count)
     assert counts == [10, 10, 8, 8, 6, 6, 5, 5]
     layer.set_progress(1.0)
