@@ -55,6 +55,12 @@ def test_half_precisions_choose_the_same_channels():
     assert same.float().mean() > 0.99
 
 
+def test_vmap():
+    layer, x = layer_of(), torch.randn(3, 8, 5, 6, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.vmap(layer)(x[:, None])[:, 0], layer(x))
+
+
 def test_gradients():
     layer, x = layer_of(4, 2), torch.randn(2, 4, 3, 3, dtype=torch.float64, requires_grad=True)
     names = [name for name, _ in layer.named_parameters()]

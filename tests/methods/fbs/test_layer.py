@@ -296,6 +296,46 @@ def test_a_cast_to_bfloat16_keeps_nearly_the_same_channels():
     assert same.float().mean() > 0.99
 
 
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("trained", ["saliency.weight", "norm.bias", "beta"])
+def test_frozen_filters_leave_the_rest_trainable_in_eval_mode(placement, trained):
+    layer = layer_of(placement=placement)
+    layer.requires_grad_(False)
+    parameter = dict(layer.named_parameters()).get(trained)
+    if parameter is None:
+        pytest.skip(f"{placement} has no {trained}")
+    parameter.requires_grad_(True)
+    x = images(1)
+    expected = layer(x.requires_grad_()).detach()
+    y = layer(x.detach())
+    torch.testing.assert_close(y.detach(), expected)
+    y.square().sum().backward()
+    assert parameter.grad.abs().sum() > 0
+
+
+def test_a_norm_in_training_mode_is_one_also_in_a_layer_in_eval_mode():
+    layer = layer_of()
+    layer.norm.train()
+    with torch.no_grad():
+        expected = layer.dense(images(1), None, *mask_and_factors(layer, images(1)))
+        before = layer.norm.running_mean.clone()
+        torch.testing.assert_close(layer(images(1)), expected)
+    assert not torch.equal(layer.norm.running_mean, before)
+
+
+def mask_and_factors(layer, x):
+    gates = layer.gates(x)
+    return gates.states["kept"], gates.values
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_vmap_takes_the_dense_form(placement):
+    layer, x = layer_of(placement=placement), images(3)
+    with torch.no_grad():
+        y = torch.func.vmap(layer)(x[:, None])[:, 0]
+        torch.testing.assert_close(y, layer(x))
+
+
 def test_measured_forms_are_no_part_of_a_copy():
     layer = layer_of().folded().requires_grad_(False)
     layer(images())
