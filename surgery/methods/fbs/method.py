@@ -20,6 +20,10 @@ from surgery.planning.selection import Selection
 from surgery.planning.sites import Skipped
 
 LEVELS = 100  # densities that a budget is looked for among
+CONSTANT = (
+    "placement 'norm_scale': calibration leaves the saliencies as they start, so every image keeps the same channels, "
+    "those with the largest scales of their norm, until the network is trained"
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class FBSMethod:
     overhead: ClassVar[Overhead] = OVERHEAD
 
     def plan(self, graph: ModelGraph, selection: Selection, config: FBSConfig, evidence: Evidence) -> Proposal:
-        candidates, skipped = gated_sites(graph)
+        candidates, skipped = gated_sites(graph, changes_filters=config.placement == "norm_scale")
         selection.check([site.name for site in candidates])
         chosen = [site for site in candidates if not selection.unwanted(site.name)]
         skipped += [Skipped(site.name, reason) for site in candidates if (reason := selection.unwanted(site.name))]
@@ -80,10 +84,10 @@ class FBSMethod:
     def notes(
         self, graph: ModelGraph, config: FBSConfig, decisions: Sequence[Decision], skipped: Sequence[Skipped]
     ) -> tuple[str, ...]:
-        """What to try where there is nothing to convert."""
-        return (
-            () if decisions else ("no convolution without groups can leave channels out here; to try: another method",)
-        )
+        """What to try where there is nothing to convert; what a placement asks for."""
+        if not decisions:
+            return ("no convolution without groups can leave channels out here; to try: another method",)
+        return (CONSTANT,) if config.placement == "norm_scale" else ()
 
 
 def _density_for(macs: float, graph: ModelGraph, decisions: Callable[[float], list[Decision]]) -> float:

@@ -155,3 +155,72 @@ def test_the_history_names_what_went():
     change = next(c for c in history(converted) if getattr(c, "module", "") == "layer1.0.conv1")
     assert change.removed() == ("layer1.0.bn1", "layer1.0.act1")
     assert change.changed() == change.added() == ("layer1.0.conv1",)
+
+
+def around(*between, act=None):
+    """A convolution, modules, its norm and its activation, and what reads that."""
+    act = nn.ReLU() if act is None else act
+    return nn.Sequential(nn.Conv2d(3, 8, 3), *between, nn.BatchNorm2d(8), act, nn.Conv2d(8, 4, 3), nn.ReLU())
+
+
+def plan_of(model, **options):
+    plan = surgery.plan(model, "fbs", input_size=8, **options)
+    taken_in = {c.module: (c.norm, c.act) for c in plan.transforms if isinstance(c, BoostAndSuppress)}
+    return taken_in, {item.name: item.reason for item in plan.skipped}
+
+
+def test_modules_that_do_nothing_may_stand_before_the_norm():
+    taken_in, _ = plan_of(around(nn.Identity(), nn.Sequential()))
+    assert taken_in["0"] == ("3", "4")
+
+
+def test_what_training_notices_is_not_moved_behind_the_norm():
+    taken_in, reasons = plan_of(around(nn.Dropout(0.5)))
+    assert list(taken_in) == ["4"]
+    assert reasons["0"] == "Dropout stands between it and its norm"
+    taken_in, _ = plan_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.ReLU(), nn.Flatten()))
+    assert taken_in["0"] == ("1", "")
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"])
+def test_norms_and_activations_with_hooks_stay_what_they_are(register):
+    model = around()
+    getattr(model[1], register)(lambda *arguments: None)
+    taken_in, reasons = plan_of(model)
+    assert "0" not in taken_in
+    assert "its norm carries hooks" in reasons["0"]
+    model = around()
+    getattr(model[2], register)(lambda *arguments: None)
+    assert plan_of(model)[0]["0"] == ("1", "")
+
+
+class OnlySixPixels(nn.Module):
+    def forward(self, x):
+        assert x.shape[2:] == (6, 6)
+        return torch.relu(x)
+
+
+def test_an_activation_that_cannot_be_tried_out_stays_outside():
+    assert plan_of(around(act=OnlySixPixels()))[0]["0"] == ("1", "")
+
+
+def test_filters_that_another_module_holds_keep_their_signs():
+    def model():
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten())
+        network[3].weight = network[0].weight
+        nn.init.constant_(network[1].weight, -1.0)
+        return network.eval()
+
+    taken_in, reasons = plan_of(model(), placement="norm_scale")
+    assert not taken_in
+    assert "another module holds its weight too" in reasons["0"]
+    assert list(plan_of(model(), placement="output")[0]) == ["0", "3"]
+
+
+def test_a_plan_says_that_calibration_leaves_norm_scale_constant():
+    model = timm.create_model("test_resnet")
+    assert "note: placement 'norm_scale': calibration leaves" in str(
+        surgery.plan(model, "fbs", placement="norm_scale", input_size=32)
+    )
+    assert "norm_scale" not in str(surgery.plan(model, "fbs", input_size=32))
