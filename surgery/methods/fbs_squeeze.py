@@ -32,6 +32,9 @@ from surgery.planning.sites import Skipped
 from surgery.transforms.layer_kinds import LayerKind, register_layer
 
 
+torch.fx.wrap("top_channels")  # one call in what fx traces: symbolic_trace, feature extractors
+
+
 class TopChannels(SurgeryLayer):
     """The most salient channels of each image, in ascending order of their numbers, times their saliency.
 
@@ -42,7 +45,8 @@ class TopChannels(SurgeryLayer):
         in_channels, out_channels: C and C_out <= C.
         stride: grid of the map on which the channels are taken; saliency is pooled over all of it.
 
-    Shape: (N, C, H, W) → (N, C_out, ⌈H / stride⌉, ⌈W / stride⌉), any floating dtype.
+    Shape: (N, C, H, W) → (N, C_out, ⌈H / stride⌉, ⌈W / stride⌉), or both without N; any
+    floating dtype.
     """
 
     keeps_sign = True
@@ -64,8 +68,8 @@ class TopChannels(SurgeryLayer):
             layer.saliency.bias.copy_(SPREAD * relative.clamp(-3, 3))
         return layer
 
-    def forward(self, x: Tensor) -> Tensor:
-        return top_channels(x, self.saliency.weight, self.saliency.bias, self.out_channels, self.stride)
+    def forward(self, input: Tensor) -> Tensor:  # named as a convolution's
+        return top_channels(input, self.saliency.weight, self.saliency.bias, self.out_channels, self.stride)
 
     def cost(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> OpCost:
         """The predictor's multiply-accumulates; pooling, ranking and boosting besides."""
@@ -81,6 +85,8 @@ class TopChannels(SurgeryLayer):
 
 def top_channels(x: Tensor, weight: Tensor, bias: Tensor, count: int, stride: tuple[int, int]) -> Tensor:
     """What the layer computes, by its parameters."""
+    if x.ndim == 3:
+        return top_channels(x[None], weight, bias, count, stride)[0]
     saliency = saliencies(mean_magnitude(x), weight, bias, 1.0)
     saliency = saliency / mean_saliency(saliency)
     indices = active_indices(winner_take_all(saliency, count), count)

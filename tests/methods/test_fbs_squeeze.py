@@ -61,6 +61,13 @@ def test_vmap():
         torch.testing.assert_close(torch.func.vmap(layer)(x[:, None])[:, 0], layer(x))
 
 
+def test_fx_traces_it_and_it_is_called_as_a_convolution_is():
+    layer, x = layer_of(stride=(2, 2)), torch.randn(3, 8, 5, 6, dtype=torch.float64)
+    torch.testing.assert_close(torch.fx.symbolic_trace(layer)(x), layer(x))
+    assert torch.equal(layer(input=x), layer(x))
+    torch.testing.assert_close(layer(x[0]), layer(x[:1])[0])
+
+
 def test_gradients():
     layer, x = layer_of(4, 2), torch.randn(2, 4, 3, 3, dtype=torch.float64, requires_grad=True)
     names = [name for name, _ in layer.named_parameters()]

@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.layers import BatchNormAct2d
@@ -15,6 +16,7 @@ from torch.autograd import gradcheck
 
 from surgery.methods.fbs.execution import FORMS
 from surgery.methods.fbs.layer import PLACEMENTS, FBSConv2d
+from surgery.planning.computed_macs import counting_macs
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -334,6 +336,59 @@ def test_vmap_takes_the_dense_form(placement):
     with torch.no_grad():
         y = torch.func.vmap(layer)(x[:, None])[:, 0]
         torch.testing.assert_close(y, layer(x))
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("training", [False, True])
+def test_fx_traces_it(placement, training):
+    pair = linked_pair(placement).train(training)
+    traced = torch.fx.symbolic_trace(pair)
+    assert not any("constant" in str(node.target) for node in traced.graph.nodes)  # all parameters stay parameters
+    x = images(2, 4)
+    torch.testing.assert_close(traced(x), pair(x))
+    assert pair[0].train()(x).isfinite().all()
+    assert pair[0].auxiliary_loss() is not None
+
+
+def test_a_traced_copy_for_inference_computes_the_same():
+    folded = folded_pair(linked_pair())
+    torch.testing.assert_close(torch.fx.symbolic_trace(folded)(images(2, 4)), folded(images(2, 4)))
+
+
+def test_it_is_called_and_read_as_a_convolution_is():
+    layer, x = layer_of(), images()
+    assert torch.equal(layer(input=x), layer(x))
+    assert (layer.groups, layer.padding_mode) == (1, "zeros")
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x[0]), layer(x[:1])[0])
+        torch.testing.assert_close(layer.train()(x[0]), layer(x[:1])[0])
+
+
+def test_a_checkpointed_layer_holds_no_graph_of_the_backward():
+    layer = layer_of().train()
+    y = torch.utils.checkpoint.checkpoint(layer, images(), use_reentrant=False)
+    loss = y.square().sum() + layer.auxiliary_loss()
+    loss.backward()
+    assert layer._last_saliency is None
+    assert layer.saliency.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("density", [0.2, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("outputs", [4, 30])
+def test_no_more_is_computed_than_is_counted(density, share, outputs):
+    first = FBSConv2d(conv_of(4, 20), density=density, schedule=(1.0, 0.8))
+    second = FBSConv2d(conv_of(20, outputs), density=density, schedule=(1.0, 0.8))
+    second.link(first)
+    pair = nn.Sequential(first, second).double().eval()
+    for layer in pair:
+        layer.set_progress(share)
+    x, skips = images(2, 4), second.count < outputs
+    with counting_macs(pair) as computed, torch.no_grad():
+        pair(x)
+    assert computed.difference == 0
+    counted = second.cost((1, 20, 7, 8), (1, outputs, 7, 8)).macs
+    assert counted == second.count * (first.count if skips else 20) * 9 * 56 + 20 * outputs
 
 
 def test_measured_forms_are_no_part_of_a_copy():

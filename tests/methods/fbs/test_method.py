@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import surgery
 from surgery.core.errors import NoSitesError
@@ -224,3 +225,12 @@ def test_a_plan_says_that_calibration_leaves_norm_scale_constant():
         surgery.plan(model, "fbs", placement="norm_scale", input_size=32)
     )
     assert "norm_scale" not in str(surgery.plan(model, "fbs", input_size=32))
+
+
+def test_feature_extractors_trace_it():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.ReLU(), nn.Flatten())
+    model = with_saliencies(surgery.convert(model.eval(), "fbs", input_size=8))
+    extracted = create_feature_extractor(model, {"4": "map"})
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(extracted.eval()(x)["map"], model[:5](x))
