@@ -233,7 +233,16 @@ class FBSConv2d(SurgeryLayer):
         return layer
 
     def gates(self, x: Tensor) -> Gates:
-        """Saliencies, and which channels are kept."""
+        """Saliencies, and which channels are kept.
+
+        Raises:
+            ValueError: ``x`` comes from a layer that hands on what it computed alone, in a copy for inference.
+        """
+        if x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"{x.shape[1]} of {self.in_channels} channels come in: of a copy that optimize_for_inference made gates "
+                "cannot be told; the model that it was made of is needed"
+            )
         saliency = self._saliency(self._pooled(x, None))
         kept = winner_take_all(saliency, self.count)
         return Gates(self.factors(saliency, kept), {"kept": kept, "suppressed": ~kept})
