@@ -31,7 +31,6 @@ from surgery.planning.selection import Selection
 from surgery.planning.sites import Skipped
 from surgery.transforms.layer_kinds import LayerKind, register_layer
 
-
 torch.fx.wrap("top_channels")  # one call in what fx traces: symbolic_trace, feature extractors
 
 

@@ -101,8 +101,8 @@ class Recipe:
         for name, options in self.variants.items():
             if not VARIANT.fullmatch(name) or name.lower() in TAKEN:
                 raise RecipeError(
-                    f"variants.{name!r:.120}: a name of 1 to 100 of A-Z, a-z, 0-9, '_', '-' and '.', not beginning with "
-                    f"'.', other than {' and '.join(TAKEN)}, is needed"
+                    f"variants.{name!r:.120}: a name of 1 to 100 of A-Z, a-z, 0-9, '_', '-' and '.', not beginning "
+                    f"with '.', other than {' and '.join(TAKEN)}, is needed"
                 )
             refuse_held_elsewhere(f"variants.{name}", options, "surgery.options")
         for name in self.published:

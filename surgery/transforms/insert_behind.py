@@ -16,6 +16,9 @@ from surgery.transforms.transform import CALL, Choice, Transform, transform
 class WithLayerBehind(nn.Sequential):
     """``behind(base(x))``; it also takes the state dict of ``base`` alone, under the names that this had before."""
 
+    base: nn.Module
+    behind: nn.Module
+
     def __init__(self, base: nn.Module, behind: nn.Module) -> None:
         super().__init__(OrderedDict(base=base, behind=behind))
 

@@ -138,9 +138,7 @@ class FBSConv2d(SurgeryLayer):
 
     def _keep(self, saliency: Tensor) -> None:
         """For the auxiliary loss; not what a backward computes again, which would hold its whole graph."""
-        if torch.compiler.is_compiling():
-            self._last_saliency = saliency
-        elif isinstance(saliency, Tensor) and torch._C._current_graph_task_id() < 0:
+        if torch.compiler.is_compiling() or (isinstance(saliency, Tensor) and torch._C._current_graph_task_id() < 0):
             self._last_saliency = saliency
 
     def _pooled(self, x: Tensor, inputs: Tensor | None) -> Tensor:
@@ -198,7 +196,7 @@ class FBSConv2d(SurgeryLayer):
 
     def set_progress(self, share: float) -> None:
         densities = (*self.schedule, self.density)
-        stage = int(share * len(densities) + 1e-9)  # a quotient that rounding leaves below a whole number is that number
+        stage = int(share * len(densities) + 1e-9)  # rounding may leave a quotient just below a whole number
         self.present_density = densities[min(stage, len(densities) - 1)]
         self.count = kept_count(self.present_density, self.out_channels)
 
@@ -240,8 +238,8 @@ class FBSConv2d(SurgeryLayer):
         """
         if x.shape[1] != self.in_channels:
             raise ValueError(
-                f"{x.shape[1]} of {self.in_channels} channels come in: of a copy that optimize_for_inference made gates "
-                "cannot be told; the model that it was made of is needed"
+                f"{x.shape[1]} of {self.in_channels} channels come in: a copy that optimize_for_inference made tells "
+                "no gates; the model that it was made of is needed"
             )
         saliency = self._saliency(self._pooled(x, None))
         kept = winner_take_all(saliency, self.count)

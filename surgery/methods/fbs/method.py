@@ -10,7 +10,7 @@ from surgery.graph import ModelGraph
 from surgery.graph.operation_cost import graph_cost
 from surgery.methods.fbs.overhead import OVERHEAD
 from surgery.methods.fbs.sites import GatedSite, gated_sites, producers
-from surgery.methods.fbs.transform import BoostAndSuppress, FBSOptions
+from surgery.methods.fbs.transform import BoostAndSuppress, FBSOptions, pythons_number
 from surgery.planning.decision import Decision, PlanRow
 from surgery.planning.evidence import Evidence, Kind
 from surgery.planning.overhead import Overhead
@@ -38,6 +38,7 @@ class FBSConfig(FBSOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "macs", pythons_number(self.macs))
         if self.macs is None:
             return
         if isinstance(self.macs, bool) or not isinstance(self.macs, int | float) or not 0 < self.macs < 1:

@@ -148,9 +148,9 @@ def _site(graph: ModelGraph, node: fx.Node) -> GatedSite:
     if behind is not None and behind.meta.get("kind") == "norm":
         norm, last = behind.meta["module"], behind
         behind, between = _behind(graph, behind)
-    if behind is not None and not between and behind.meta.get("kind") == "act":
-        if _taken_in(graph, behind.meta.get("module")):
-            act, last = behind.meta["module"], behind
+    is_act = behind is not None and not between and behind.meta.get("kind") == "act"
+    if behind is not None and is_act and _taken_in(graph, behind.meta.get("module")):
+        act, last = behind.meta["module"], behind
     reads = non_negative(graph, source(node))
     return GatedSite(node.meta["module"], (spec.in_channels, spec.out_channels), norm, act, node, last, reads)
 

@@ -1,5 +1,6 @@
 """Where FBS goes, what links layers, budgets, files, and real networks at inference."""
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -8,6 +9,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 import surgery
 from surgery.core.errors import NoSitesError
+from surgery.methods.fbs import FBSConfig
 from surgery.methods.fbs.execution import FORMS
 from surgery.methods.fbs.layer import FBSConv2d
 from surgery.methods.fbs.transform import BoostAndSuppress
@@ -103,6 +105,13 @@ def test_bad_options_are_named(options, message):
         surgery.plan(timm.create_model("test_resnet"), "fbs", input_size=32, **options)
 
 
+def test_numbers_of_numpy_are_numbers():
+    config = FBSConfig(density=np.float32(0.6), schedule=(np.int64(1), np.float32(0.8)), l1=np.float16(0))
+    assert config == FBSConfig(density=0.6, schedule=(1, 0.8), l1=0.0)
+    assert type(config.density) is float
+    assert FBSConfig(macs=np.float32(0.7)).macs == 0.7
+
+
 def test_a_schedule_is_a_list():
     with pytest.raises(TypeError, match="schedule=0.8"):
         surgery.plan(timm.create_model("test_resnet"), "fbs", input_size=32, schedule=0.8)
@@ -179,11 +188,15 @@ def test_what_training_notices_is_not_moved_behind_the_norm():
     taken_in, reasons = plan_of(around(nn.Dropout(0.5)))
     assert list(taken_in) == ["4"]
     assert reasons["0"] == "Dropout stands between it and its norm"
-    taken_in, _ = plan_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.ReLU(), nn.Flatten()))
+    taken_in, _ = plan_of(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.ReLU(), nn.Flatten())
+    )
     assert taken_in["0"] == ("1", "")
 
 
-@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"])
+@pytest.mark.parametrize(
+    "register", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"]
+)
 def test_norms_and_activations_with_hooks_stay_what_they_are(register):
     model = around()
     getattr(model[1], register)(lambda *arguments: None)
