@@ -88,7 +88,7 @@ class FBSMethod:
         """What to try where there is nothing to convert; what a placement asks for."""
         if not decisions:
             return ("no convolution without groups can leave channels out here; to try: another method",)
-        return (CONSTANT,) if config.placement == "norm_scale" else ()
+        return (CONSTANT,) if config.placement == "norm_scale" and config.density < 1 else ()
 
 
 def _density_for(macs: float, graph: ModelGraph, decisions: Callable[[float], list[Decision]]) -> float:

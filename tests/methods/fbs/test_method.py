@@ -237,7 +237,8 @@ def test_a_plan_says_that_calibration_leaves_norm_scale_constant():
     assert "note: placement 'norm_scale': calibration leaves" in str(
         surgery.plan(model, "fbs", placement="norm_scale", input_size=32)
     )
-    assert "norm_scale" not in str(surgery.plan(model, "fbs", input_size=32))
+    assert "note:" not in str(surgery.plan(model, "fbs", input_size=32))
+    assert "note:" not in str(surgery.plan(model, "fbs", placement="norm_scale", density=1.0, input_size=32))
 
 
 def test_feature_extractors_trace_it():
