@@ -25,6 +25,7 @@ from surgery.planning.overhead import Overhead, Size
 from surgery.planning.registry import methods
 
 BYTES = 4  # of a float32
+LARGEST, MOST_THREADS = 1 << 20, 1024
 HEADER = ("size", "module", "MFLOPs", "published", "memory MB", "published", "measured ms", "peak MB")
 NOTES = (
     "MFLOPs and memory: of one module on one map, by the published formulas, and as published, where figures are cut\n"
@@ -67,12 +68,15 @@ class OverheadSettings:
     seconds: float = 1.0
 
     def __post_init__(self) -> None:
-        if not is_whole(self.channels, 16):
-            raise ValueError(f"--channels {self.channels}: a whole number >= 16 is needed")
-        if not self.sides or not all(is_whole(side, 1) for side in self.sides):
-            raise ValueError(f"--sizes {','.join(map(str, self.sides))}: whole numbers >= 1 such as 112,56 are needed")
-        if self.threads is not None and not is_whole(self.threads, 1):
-            raise ValueError(f"--threads {self.threads}: a whole number >= 1 is needed")
+        if not is_whole(self.channels, 16) or self.channels > LARGEST:
+            raise ValueError(f"--channels {self.channels}: a whole number >= 16, and at most {LARGEST}, is needed")
+        if not self.sides or not all(is_whole(side, 1) and side <= LARGEST for side in self.sides):
+            raise ValueError(
+                f"--sizes {','.join(map(str, self.sides))}: whole numbers >= 1 such as 112,56, and at most {LARGEST}, "
+                "are needed"
+            )
+        if self.threads is not None and not (is_whole(self.threads, 1) and self.threads <= MOST_THREADS):
+            raise ValueError(f"--threads {self.threads}: a whole number >= 1, and at most {MOST_THREADS}, is needed")
         if not 0 < self.seconds < math.inf:
             raise ValueError(f"--seconds {self.seconds}: a positive number is needed")
 
@@ -96,9 +100,24 @@ def overheads() -> list[Overhead]:
 
 
 def measure_overheads(settings: OverheadSettings) -> list[OverheadRow]:
-    """A row for every size and module; the modules of a size are timed in turn."""
+    """A row for every size and module; the modules of a size are timed in turn.
+
+    Raises:
+        ValueError: naming the size for which the memory does not suffice.
+    """
     with threads_set_to(settings.threads):
-        return [row for side in settings.sides for row in _at((settings.channels, side, side), settings.seconds)]
+        return [row for side in settings.sides for row in _affordable((settings.channels, side, side), settings)]
+
+
+def _affordable(size: Size, settings: OverheadSettings) -> list[OverheadRow]:
+    try:
+        return _at(size, settings.seconds)
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        raise ValueError(
+            f"--sizes {size[1]} with --channels {size[0]}: needs more memory than can be had; less is needed"
+        ) from error
 
 
 def _at(size: Size, seconds: float) -> list[OverheadRow]:

@@ -19,7 +19,9 @@ from surgery.comparison.running import run_cells
 from surgery.comparison.summary import Row, as_markdown, as_text, make_row, notes, write_json
 from surgery.core.atomic_file import write_atomically
 from surgery.core.errors import SurgeryError, check_choice, described
+from surgery.planning.registry import configure, method_named
 from surgery.planning.registry import methods as registered
+from surgery.planning.selection import Selection
 from surgery.training.recipe import Recipe, RecipeError
 
 Jobs = dict[tuple[str, int], list[Cell]]  # the cells of all seeds, by the variant's name and the epochs
@@ -136,6 +138,7 @@ def compare(
         KeyboardInterrupt: the same call goes on.
     """
     lengths = comparison.epochs(recipe)
+    check_variants(recipe)
     recipe = _with_original(recipe, original)
     baseline = _baseline(recipe, folder, comparison.jobs)
     network = baseline.folder / "m.safetensors"
@@ -188,15 +191,15 @@ def _in_rounds(
 
 
 def best_variants(variants: Sequence[Variant], jobs: Jobs, epochs: int, count: int) -> list[Variant]:
-    """The control, and the methods that are best at each budget after ``epochs``."""
+    """The control, and the methods or variants that are best at each budget after ``epochs``."""
     accuracies: dict[str, float] = {}
     for variant in variants:
         cells = [cell for cell in jobs[variant.name, epochs] if cell.finished]
         if cells:
             accuracies[variant.name] = statistics.fmean(cell.read()["rows"][-1]["accuracies"][0] for cell in cells)
-    chosen: set[str] = set()
-    for budget in {variant.budget for variant in variants}:
-        names = [variant.name for variant in variants if variant.budget == budget and variant.name in accuracies]
+    chosen, ranked = {CONTROL}, [variant for variant in variants if variant.method != CONTROL]
+    for budget in {variant.budget for variant in ranked}:
+        names = [variant.name for variant in ranked if variant.budget == budget and variant.name in accuracies]
         chosen.update(sorted(names, key=lambda name: -accuracies[name])[:count])
     return [variant for variant in variants if variant.name in chosen]
 
@@ -223,6 +226,19 @@ def _variants(recipe: Recipe, original: nn.Module, comparison: Comparison) -> tu
         except (SurgeryError, ValueError, TypeError) as error:
             failed[f"{method}-{budget:g}"] = described(error)
     return variants, failed
+
+
+def check_variants(recipe: Recipe) -> None:
+    """Raise RecipeError for an option of a variant that its method does not take, before anything is trained."""
+    method = method_named(recipe.surgery.method)
+    for name, options in recipe.variants.items():
+        arguments = {**recipe.surgery_arguments, **options}
+        del arguments["input_size"]
+        try:
+            Selection(arguments.pop("include", ()), arguments.pop("exclude", ()))
+            configure(method, arguments)
+        except (ValueError, TypeError) as error:
+            raise RecipeError(f"variants.{name}: {error}") from None
 
 
 def _named_variant(recipe: Recipe, name: str) -> Variant:

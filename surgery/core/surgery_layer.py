@@ -91,7 +91,11 @@ class SurgeryLayer(nn.Module):
         return None
 
     def set_progress(self, share: float) -> None:
-        """Told before each epoch of a training how much of it is done, 0 to 1; what follows a schedule heeds it."""
+        """Told where a training is, from 0 in its first epoch to 1 in its last; what follows a schedule heeds it.
+
+        At 1 the layer is what it is after the training. It is told so whenever the network is judged, and where a
+        training has one epoch.
+        """
 
     def gates(self, x: Tensor) -> Gates | None:
         """What the layer decides for inputs (N, C, H, W); None where it decides nothing."""
@@ -171,7 +175,7 @@ class SurgeryLayer(nn.Module):
 
 
 def set_progress(network: nn.Module, share: float) -> None:
-    """Tell every surgery layer of a network how much of its training is done, 0 to 1."""
+    """Tell every surgery layer of a network where its training is, 0 to 1: :meth:`SurgeryLayer.set_progress`."""
     for layer in network.modules():
         if isinstance(layer, SurgeryLayer):
             layer.set_progress(share)

@@ -1,20 +1,22 @@
 """Pictures and statistics of a converted network on some images, written to a folder."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from surgery.core.checked_model import check_model, output_for_one_image
+from surgery.core.checked_model import check_model, first_weight, output_for_one_image
 from surgery.core.errors import is_whole
 from surgery.core.extras import check_extra
 from surgery.explanation import pictures
 from surgery.explanation.class_activation import best_classes, class_activation, map_layer
 from surgery.explanation.explained_images import ExplainedImages, read_images
 from surgery.explanation.gate_pictures import channels_by_class_picture, gates_picture
-from surgery.explanation.layer_gates import layer_gates
+from surgery.explanation.layer_gates import LayerGates, layer_gates
 from surgery.explanation.picked import most_picked
 from surgery.explanation.pruned_channels import channel_scores, narrowed_layers, widths
 from surgery.explanation.report import Explanation
@@ -98,11 +100,12 @@ def explain(
     """
     check_extra("explain", "explain")
     looked = _looked(model, original, paths, settings or ExplanationSettings())
+    gates = layer_gates(looked.model, looked.images.tensors, looked.batch_size)
     Path(folder).mkdir(parents=True, exist_ok=True)
     files, labels = list(looked.images.files), list(looked.images.labels)
     made = Explanation(Path(folder), statistics={"images": files, "labels": labels})
     _draw_activation(made, looked)
-    _draw_gates(made, looked)
+    _draw_gates(made, looked, gates)
     _draw_picked(made, looked)
     _draw_widths(made, looked, structure if original is None else original)
     _draw_scores(made, looked)
@@ -114,6 +117,7 @@ def _looked(
     model: nn.Module, original: nn.Module | None, paths: Sequence[str | Path], settings: ExplanationSettings
 ) -> _Looked:
     networks = {"converted": model} if original is None else {"original": original, "converted": model}
+    networks = {name: _in_float32(network) for name, network in networks.items()}
     preprocessing = preprocessing_of(model)
     outputs = {name: _outputs(network, preprocessing) for name, network in networks.items()}
     if len(set(outputs.values())) > 1:
@@ -124,8 +128,13 @@ def _looked(
     return _Looked(networks, layers, images, preprocessing.classes, settings.batch_size)
 
 
-def _outputs(model: nn.Module, preprocessing: Preprocessing) -> int:
+def _in_float32(model: nn.Module) -> nn.Module:
+    """A copy of a network in half precision, which images, Grad-CAM and pictures are not in; another one as it is."""
     check_model(model, weights=True)
+    return model if first_weight(model).dtype in (torch.float32, torch.float64) else copy.deepcopy(model).float()
+
+
+def _outputs(model: nn.Module, preprocessing: Preprocessing) -> int:
     output = output_for_one_image(model, preprocessing.size)
     if not isinstance(output, Tensor) or output.ndim != 2:
         actual = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -154,14 +163,13 @@ def _draw_activation(made: Explanation, looked: _Looked) -> None:
         made.notes.append("grad_cam.png shows the converted network alone: --original gives it the other")
 
 
-def _draw_gates(made: Explanation, looked: _Looked) -> None:
+def _draw_gates(made: Explanation, looked: _Looked, gates: Sequence[LayerGates]) -> None:
     labels = looked.images.labels
-    gates = layer_gates(looked.model, looked.images.tensors, looked.batch_size)
     if gates:
         made.statistics["gates"] = [layer.to_json(labels) for layer in gates]
         made.write("gates.png", gates_picture(gates, labels))
     else:
-        made.leave_out("gates.png", "no layer decides anything by the image")
+        made.leave_out("gates.png", "no layer says what it decides (those that se and cbam put in are not asked)")
     skipping = [layer for layer in gates if KEPT in layer.states and layer.shares[KEPT] < 1]
     if skipping:
         made.write("channels_by_class.png", channels_by_class_picture(skipping, labels, KEPT))

@@ -33,7 +33,8 @@ class Explanation:
         self.files.append(name)
 
     def leave_out(self, name: str, reason: str) -> None:
-        """Note why a picture is not there."""
+        """Note why a picture is not there; one of an earlier run goes. Raises OSError."""
+        (self.folder / name).unlink(missing_ok=True)
         self.notes.append(f"no {name}: {reason}")
 
     def write_statistics(self) -> None:

@@ -9,13 +9,19 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
+import torch.fx
 from torch import Tensor, nn
 
 from surgery.core.surgery_layer import OpCost, SurgeryLayer
 from surgery.graph import ModelGraph
 from surgery.methods.fbs.saliency_start import SPREAD
-from surgery.methods.fbs.winner_take_all import active_indices, mean_magnitude, winner_take_all
+from surgery.methods.fbs.winner_take_all import (
+    active_indices,
+    mean_magnitude,
+    mean_saliency,
+    saliencies,
+    winner_take_all,
+)
 from surgery.methods.planners.squeeze import plan_squeeze, squeeze_plan_notes
 from surgery.methods.planners.squeeze_options import SqueezeOptions
 from surgery.planning.decision import Decision
@@ -25,17 +31,21 @@ from surgery.planning.selection import Selection
 from surgery.planning.sites import Skipped
 from surgery.transforms.layer_kinds import LayerKind, register_layer
 
+torch.fx.wrap("top_channels")  # one call in what fx traces: symbolic_trace, feature extractors
+
 
 class TopChannels(SurgeryLayer):
     """The most salient channels of each image, in ascending order of their numbers, times their saliency.
 
-    Saliency g = ReLU(W · mean|x| + b) of every input channel, divided by its mean over the channels.
+    Saliency g = ReLU(W · mean|x| + b) of every input channel, in float32 at least, divided by its mean over the
+    channels. ``saliency.bias`` is b − 1, which half precisions keep.
 
     Args:
         in_channels, out_channels: C and C_out <= C.
         stride: grid of the map on which the channels are taken; saliency is pooled over all of it.
 
-    Shape: (N, C, H, W) → (N, C_out, ⌈H / stride⌉, ⌈W / stride⌉), any floating dtype.
+    Shape: (N, C, H, W) → (N, C_out, ⌈H / stride⌉, ⌈W / stride⌉), or both without N; any
+    floating dtype.
     """
 
     keeps_sign = True
@@ -54,18 +64,11 @@ class TopChannels(SurgeryLayer):
             weighed = conv.weight.abs().sum((0, 2, 3))
             relative = (weighed - weighed.mean()) / weighed.std(correction=0).clamp_min(1e-12)
             layer.saliency.weight.zero_()
-            layer.saliency.bias.copy_(1 + SPREAD * relative.clamp(-3, 3))
+            layer.saliency.bias.copy_(SPREAD * relative.clamp(-3, 3))
         return layer
 
-    def forward(self, x: Tensor) -> Tensor:
-        pooled = mean_magnitude(x).to(self.saliency.weight.dtype)
-        saliency = F.relu(self.saliency(pooled))
-        saliency = saliency / saliency.mean(1, keepdim=True).clamp_min(torch.finfo(saliency.dtype).tiny)
-        indices = active_indices(winner_take_all(saliency, self.out_channels), self.out_channels)
-        if self.stride != (1, 1):
-            x = x[:, :, :: self.stride[0], :: self.stride[1]]
-        kept = torch.gather(x, 1, indices[:, :, None, None].expand(-1, -1, *x.shape[2:]))
-        return kept * saliency.gather(1, indices).to(x.dtype)[:, :, None, None]
+    def forward(self, input: Tensor) -> Tensor:  # named as a convolution's
+        return top_channels(input, self.saliency.weight, self.saliency.bias, self.out_channels, self.stride)
 
     def cost(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> OpCost:
         """The predictor's multiply-accumulates; pooling, ranking and boosting besides."""
@@ -77,6 +80,19 @@ class TopChannels(SurgeryLayer):
     def extra_repr(self) -> str:
         shown = f"{self.in_channels}, {self.out_channels}"
         return shown if self.stride == (1, 1) else f"{shown}, stride={self.stride}"
+
+
+def top_channels(x: Tensor, weight: Tensor, bias: Tensor, count: int, stride: tuple[int, int]) -> Tensor:
+    """What the layer computes, by its parameters."""
+    if x.ndim == 3:
+        return top_channels(x[None], weight, bias, count, stride)[0]
+    saliency = saliencies(mean_magnitude(x), weight, bias, 1.0)
+    saliency = saliency / mean_saliency(saliency)
+    indices = active_indices(winner_take_all(saliency, count), count)
+    if stride != (1, 1):
+        x = x[:, :, :: stride[0], :: stride[1]]
+    kept = torch.gather(x, 1, indices[:, :, None, None].expand(-1, -1, *x.shape[2:]))
+    return kept * saliency.gather(1, indices).to(x.dtype)[:, :, None, None]
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,13 @@ class ComputedMacs:
         """Multiply-accumulates by which a forward differs from the count, mean over the images; <= 0."""
         return float(sum(total / self._images[layer] for layer, total in self._differences.items()))
 
-    def note(self, layer: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+    def note(self, layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         """A forward hook."""
         if not isinstance(layer, SurgeryLayer) or not isinstance(output, Tensor):
             return
-        x = arguments[0]
+        x = next(iter((*arguments, *named.values())))
+        if x.ndim == 3:
+            x, output = x[None], output[None]
         computed = layer.computed_macs(x, output)
         if computed is not None:
             counted = layer.cost(tuple(x.shape), tuple(output.shape)).macs
@@ -49,7 +51,7 @@ def counting_macs(model: nn.Module) -> Iterator[ComputedMacs]:
         for layer in model.modules()
         if isinstance(layer, SurgeryLayer) and type(layer).computed_macs is not SurgeryLayer.computed_macs
     ]
-    hooks = [layer.register_forward_hook(computed.note) for layer in dynamic]
+    hooks = [layer.register_forward_hook(computed.note, with_kwargs=True) for layer in dynamic]
     try:
         yield computed
     finally:

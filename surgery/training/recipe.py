@@ -1,5 +1,6 @@
 """Recipes: nested settings read from YAML and ``key=value`` arguments, checked before anything starts."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,9 @@ from surgery.training.recipe_sections import (
 )
 from surgery.training.recipe_text import apply_override, read_recipe
 from surgery.training.recipe_values import FileName, Flag, Number, Precision, Text, Tracker, Whole
+
+VARIANT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")  # its cells are folders of that name
+TAKEN = ("baseline", "control")  # names of other cells
 
 __all__ = ["DataSettings", "Recipe", "RecipeError", "TrainSettings", "check_key", "load_recipe"]
 
@@ -101,6 +105,11 @@ class Recipe:
             self._check_label_maps()
         self._check_sizes()
         for name, options in self.variants.items():
+            if not VARIANT.fullmatch(name) or name.lower() in TAKEN:
+                raise RecipeError(
+                    f"variants.{name!r:.120}: a name of 1 to 100 of A-Z, a-z, 0-9, '_', '-' and '.', not beginning "
+                    f"with '.', other than {' and '.join(TAKEN)}, is needed"
+                )
             refuse_held_elsewhere(f"variants.{name}", options, "surgery.options")
         for name in self.published:
             if name not in self.variants:

@@ -101,7 +101,7 @@ class Training:
         with self.stop.deferred():
             progress = self.state.load(self.accelerator, self.ema)
             network = self.ema.module if self.ema else self.accelerator.unwrap_model(self.objective.trainable_module)
-            self._tell_layers(max(0, progress.epoch - (progress.step == 0)))
+            self._tell_layers(1.0)
             if progress.history:
                 reached(network, progress.history)
             while progress.epoch < self.settings.epochs:
@@ -118,7 +118,11 @@ class Training:
         return progress.history
 
     def _judge(self, finished: Progress) -> float:
-        """The metric after an epoch's steps. It takes long, so a signal does not wait for it."""
+        """The metric after an epoch's steps, of the network as it would be handed over, whatever its layers' schedule.
+
+        It takes long, so a signal does not wait for it.
+        """
+        self._tell_layers(1.0)
         network = self.ema.module if self.ema else self.objective.trainable_module
         try:
             with self.stop.deferred(self.accelerator.num_processes > 1):  # which must leave it together
@@ -178,7 +182,8 @@ class Training:
             return
         self.order.begin(progress.epoch, progress.step * self._images_per_step())
         self.objective.train()
-        self._tell_layers(progress.epoch)
+        last = self.settings.epochs - 1
+        self._tell_layers(progress.epoch / last if last else 1.0)
         if isinstance(self.objective, BlockDistillationTask):
             self.objective.block_weight = self.settings.block_weight_in(progress.epoch)
         for step, (images, labels) in enumerate(self.loader, progress.step):
@@ -191,10 +196,10 @@ class Training:
             self.scheduler.step_update(progress.epoch * self.steps + step + 1)
             yield step, value
 
-    def _tell_layers(self, epoch: int) -> None:
-        """Let layers that follow a schedule be what they are in an epoch; those of the EMA, which is judged, too."""
+    def _tell_layers(self, share: float) -> None:
+        """Let layers that follow a schedule be what they are then; those of the EMA, which is judged, too."""
         for network in (self.objective.trainable_module, *([self.ema.module] if self.ema else [])):
-            set_progress(network, epoch / self.settings.epochs)
+            set_progress(network, share)
 
     def _title(self, epoch: int) -> str:
         return f"{self.label} {epoch + 1}/{self.settings.epochs}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from surgery.transforms.field_checks import module_name, width
 from surgery.transforms.layer_kinds import checked_options, layer_kind
@@ -16,8 +16,16 @@ from surgery.transforms.transform import CALL, Choice, Transform, transform
 class WithLayerBehind(nn.Sequential):
     """``behind(base(x))``; it also takes the state dict of ``base`` alone, under the names that this had before."""
 
+    base: nn.Module
+    behind: nn.Module
+
     def __init__(self, base: nn.Module, behind: nn.Module) -> None:
         super().__init__(OrderedDict(base=base, behind=behind))
+
+    def forward(self, *arguments: Any, **named: Any) -> Tensor:
+        """As ``base`` is called."""
+        result: Tensor = self.behind(self.base(*arguments, **named))
+        return result
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         own = (f"{prefix}base.", f"{prefix}behind.")

@@ -6,6 +6,9 @@ import re
 import pytest
 
 from surgery.cli.main import main
+from surgery.comparison.budgets import BudgetSettings
+from surgery.comparison.cells import CONTROL, Variant
+from surgery.comparison.comparing import best_variants
 
 LIGHT = [
     "model.kwargs={num_classes: 10, channels: [8, 16, 32, 32], layers: [1, 1, 1, 1]}",
@@ -154,6 +157,45 @@ def test_variants_that_a_recipe_names_stand_beside_published_figures(tmp_path, c
     assert "published: the papers' figures" in capsys.readouterr().out
     content = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert {row["variant"]["label"] for row in content} == {"", "plain", "mean"}
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        ("{control: {}}", "variants.'control': a name of 1 to 100 of .*, other than baseline and control, is needed"),
+        ("{Baseline: {}}", "variants.'Baseline': a name"),
+        ("{'': {}}", "variants.'': a name"),
+        ("{../mean: {}}", "variants.'../mean': a name"),
+        ("{.mean: {}}", "variants.'.mean': a name"),
+        ("{mean: {tua: 0.0}}", "variants.mean: option of method 'pix'='tua': one of .*'tau'"),
+        ("{mean: {tau: much}}", "variants.mean: tau"),
+        ("{mean: {include: 3}}", "variants.mean: include=3"),
+        ("{mean: {zeta: 2}}", "variants.mean.zeta: surgery.zeta is the key"),
+    ],
+)
+def test_what_is_wrong_with_variants_is_told_before_anything_is_trained(tmp_path, capsys, variants, message):
+    assert compare(tmp_path / "o", "--budgets", "0", f"variants={variants}") == 2
+    assert re.search(message, capsys.readouterr().err.strip().splitlines()[-1])
+    assert not (tmp_path / "o").exists()
+
+
+class FinishedCell:
+    finished = True
+
+    def __init__(self, accuracy):
+        self.accuracy = accuracy
+
+    def read(self):
+        return {"rows": [{"accuracies": [self.accuracy]}]}
+
+
+@pytest.mark.parametrize("control", [99.0, 1.0, None])
+def test_the_control_goes_on_and_takes_no_place_of_the_best(control):
+    variants = [Variant(CONTROL, 1.0, BudgetSettings("the original"))]
+    variants += [Variant("pix", 1.0, BudgetSettings(), label) for label in ("plain", "mean", "max")]
+    accuracies = {"plain": 50.0, "mean": 70.0, "max": 60.0} | ({} if control is None else {CONTROL: control})
+    jobs = {(v.name, 1): [FinishedCell(accuracies[v.name])] if v.name in accuracies else [] for v in variants}
+    assert [variant.name for variant in best_variants(variants, jobs, 1, 2)] == [CONTROL, "mean", "max"]
 
 
 def test_variants_and_methods_exclude_each_other(tmp_path, capsys):

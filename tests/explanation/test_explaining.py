@@ -1,5 +1,6 @@
 """The pictures and statistics of converted networks on images in files."""
 
+import copy
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ from surgery.vision.preprocessing import preprocessing_of
 from tests.explanation.networks import CLASSES, write_images, written
 
 SETTINGS = ExplanationSettings(count=9, batch_size=4)
+ONE = ExplanationSettings(count=1)
 PICTURES = {
     "pix": {"grad_cam.png", "gates.png", "picked.png"},
     "fbs": {"grad_cam.png", "gates.png", "channels_by_class.png"},
@@ -99,6 +101,37 @@ def test_a_network_is_left_as_it_was(networks, folder, tmp_path):
     assert frozen.grad is None
     assert torch.equal(weight.grad, torch.ones_like(weight))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_half_precision_is_explained_by_a_copy(networks, folder, tmp_path):
+    model = copy.deepcopy(networks["original"]).bfloat16()
+    drawn = explain(model, [folder], tmp_path, settings=ONE).statistics["grad_cam"]
+    image = read_images([folder], preprocessing_of(model), 1).tensors
+    with torch.no_grad():
+        expected = copy.deepcopy(model).float()(image).softmax(1)[0, drawn["classes"][0]]
+    assert drawn["probabilities"]["converted"] == [pytest.approx(float(expected), abs=1e-5)]
+    assert next(model.parameters()).dtype == torch.bfloat16
+
+
+def test_pictures_of_an_earlier_run_go_and_other_files_stay(networks, folder, tmp_path):
+    for name in ("notes.txt", *EVERY):
+        (tmp_path / name).write_bytes(b"of an earlier run")
+    explain(networks["original"], [folder], tmp_path, settings=ONE)
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "explanation.json", "grad_cam.png"}
+
+
+@pytest.mark.parametrize("method", ["se", "cbam"])
+def test_layers_that_say_nothing_of_their_gates_are_named(networks, method, folder, tmp_path):
+    model = surgery.convert(networks["original"], method, input_size=32)
+    notes = explain(model, [folder], tmp_path, settings=ONE).notes
+    assert "no gates.png: no layer says what it decides (those that se and cbam put in are not asked)" in notes
+
+
+def test_a_copy_for_inference_is_refused_and_nothing_is_written(networks, folder, tmp_path):
+    fast = surgery.optimize_for_inference(networks["fbs"], input_size=32)
+    with pytest.raises(ValueError, match="a copy that optimize_for_inference made"):
+        explain(fast, [folder], tmp_path / "o", settings=SETTINGS)
+    assert not (tmp_path / "o").exists()
 
 
 def test_a_network_that_labels_pixels_is_refused(folder, tmp_path):

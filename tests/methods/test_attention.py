@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import surgery
+from surgery.transforms.history import history
+from surgery.transforms.insert_behind import WithLayerBehind
 
 METHODS = ["se", "cbam"]
 
@@ -91,6 +93,35 @@ def test_a_state_dict_of_the_original_fits_what_it_fits(method):
     assert all(".behind." in name for name in result.missing_keys)
     with torch.no_grad():
         assert torch.equal(converted.eval()(images()), other(images()))
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, image, *, by=1.0):
+        return self.conv(image) * by
+
+
+class CallsByKeyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 1), Scaled()
+
+    def forward(self, x):
+        return self.second.conv(input=self.first(input=x))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_module_is_called_as_before(method):
+    model = CallsByKeyword()
+    converted = surgery.convert(model, method, insert=["first", "second.conv"], ratio=1, input_size=8)
+    assert len(history(converted)) == 2
+    torch.testing.assert_close(converted(images(2, 8)), model(images(2, 8)))
+    layer = WithLayerBehind(Scaled(), nn.Identity())
+    x = images(2, 8)
+    assert torch.equal(layer(image=x, by=2.0), layer.base(x, by=2.0))
 
 
 def test_se_with_a_squeeze_in_the_same_network():

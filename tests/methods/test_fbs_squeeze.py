@@ -20,7 +20,7 @@ def by_loops(layer, x):
     rows = []
     for image in x:
         pooled = torch.stack([channel.abs().mean() for channel in image])
-        saliency = [max(0.0, v) for v in (layer.saliency.weight @ pooled + layer.saliency.bias).tolist()]
+        saliency = [max(0.0, 1 + v) for v in (layer.saliency.weight @ pooled + layer.saliency.bias).tolist()]
         level = sum(saliency) / len(saliency)
         winners = sorted(sorted(range(len(saliency)), key=lambda c: -saliency[c])[: layer.out_channels])
         strided = image[:, :: layer.stride[0], :: layer.stride[1]]
@@ -33,6 +33,39 @@ def test_the_layer_is_its_definition(stride):
     x = torch.randn(4, 8, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     layer = layer_of(stride=stride)
     torch.testing.assert_close(layer(x), by_loops(layer, x), rtol=1e-12, atol=1e-12)
+
+
+def kept_by(layer, x):
+    with torch.no_grad():
+        chosen = layer(x)
+    return (chosen[:, :, None] * x[:, None] > 0).all((3, 4)).any(1)  # of inputs whose signs tell them apart
+
+
+def test_half_precisions_choose_the_same_channels():
+    conv = nn.Conv2d(32, 8, 1, bias=False)
+    layer = TopChannels.from_conv(conv)
+    with torch.no_grad():
+        layer.saliency.weight.normal_(0, 0.01, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(16, 32, 6, 6, generator=torch.Generator().manual_seed(1))
+    expected = kept_by(layer, x)
+    assert expected.sum(1).tolist() == [8] * 16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(kept_by(layer, x), expected)
+    same = kept_by(layer.bfloat16(), x.bfloat16()) == expected
+    assert same.float().mean() > 0.99
+
+
+def test_vmap():
+    layer, x = layer_of(), torch.randn(3, 8, 5, 6, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.vmap(layer)(x[:, None])[:, 0], layer(x))
+
+
+def test_fx_traces_it_and_it_is_called_as_a_convolution_is():
+    layer, x = layer_of(stride=(2, 2)), torch.randn(3, 8, 5, 6, dtype=torch.float64)
+    torch.testing.assert_close(torch.fx.symbolic_trace(layer)(x), layer(x))
+    assert torch.equal(layer(input=x), layer(x))
+    torch.testing.assert_close(layer(x[0]), layer(x[:1])[0])
 
 
 def test_gradients():

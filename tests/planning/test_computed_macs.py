@@ -25,6 +25,13 @@ def test_it_is_the_mean_over_all_images_of_what_layers_leave_out():
     assert not model[2]._forward_hooks
 
 
+def test_layers_that_are_called_by_keyword_count_too():
+    model, x = network()[2:3], torch.rand(2, 8, 4, 4)
+    with counting_macs(model) as computed, torch.no_grad():
+        model[0](input=x)
+    assert computed.difference == 0
+
+
 def test_networks_without_such_layers_compute_what_they_cost():
     model = surgery.convert(surgery.create("cifar_resnet", num_classes=5, layers=[1, 1, 1, 1], channels=[8, 8, 16, 16]))
     with counting_macs(model) as computed, torch.no_grad():

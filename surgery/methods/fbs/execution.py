@@ -67,11 +67,13 @@ def may_skip(layer: "FBSConv2d", x: Tensor) -> bool:
     """Whether a forward may leave channels out: in eval mode, without gradients, on a tensor with numbers."""
     if layer.training or layer.count == layer.out_channels or torch.compiler.is_compiling():
         return False
+    if torch._C._are_functorch_transforms_active():  # under vmap no image has numbers of its own
+        return False
     if type(x) is not Tensor or x.device.type not in ("cpu", "cuda") or torch.jit.is_tracing() or not len(x):
         return False
-    if layer.norm is not None and layer.norm.running_mean is None:
+    if layer.norm is not None and (layer.norm.training or layer.norm.running_mean is None):
         return False
-    return not (torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad))
+    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *layer.parameters())))
 
 
 def computed(layer: "FBSConv2d", x: Tensor, inputs: Tensor | None, pooled: Tensor, saliency: Tensor) -> Tensor:

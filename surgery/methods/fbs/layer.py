@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
@@ -14,18 +15,30 @@ from surgery.core.surgery_layer import Gates, OpCost, SurgeryLayer
 from surgery.methods.fbs.execution import Execution, computed, may_skip
 from surgery.methods.fbs.saliency_start import fitted_saliency
 from surgery.methods.fbs.skipping import WORTH_GATHERING, Filters, Link, scattered
-from surgery.methods.fbs.winner_take_all import kept_count, mean_magnitude, mean_saliency, winner_take_all
+from surgery.methods.fbs.winner_take_all import (
+    kept_count,
+    mean_magnitude,
+    mean_saliency,
+    saliencies,
+    winner_take_all,
+)
 
 PLACEMENTS = ("output", "norm_scale")
+# calls in what fx traces, as of other layers of this package: symbolic_trace, feature extractors
+torch.fx.wrap("mean_magnitude")
+torch.fx.wrap("saliencies")
+torch.fx.wrap("mean_saliency")
+torch.fx.wrap("shifted")
 
 
 class FBSConv2d(SurgeryLayer):
     """A convolution whose ⌈d·C⌉ most salient output channels are computed and boosted, and whose others are zero.
 
-    Saliency g = ReLU(W · mean|x| + b) of every output channel (FBS, Eq. 5); the winners of each image are kept (Eq. 6,
-    of equal ones the first). ``placement`` says what they are multiplied by, and where:
+    Saliency g = ReLU(W · mean|x| + b) of every output channel (FBS, Eq. 5), in float32 at least; the winners of each
+    image are kept (Eq. 6, of equal ones the first). ``placement`` says what they are multiplied by, and where:
 
-    - ``output``, of the PyTorch port: y = act(norm(conv(x))) · t, with t = mask · g / mean(g). Neutral: W = 0, b = 1.
+    - ``output``, of the PyTorch port: y = act(norm(conv(x))) · t, with t = mask · g / mean(g). Neutral: W = 0, b = 1;
+      ``saliency.bias`` is b − 1, which half precisions keep.
     - ``norm_scale``, of the authors (Eq. 4): g stands for the norm's γ, y = mask · act(g · norm(conv(x)) + β), where
       the norm has no γ and β of its own. Neutral: W = 0, b = γ; filters with a negative γ change their sign.
 
@@ -38,12 +51,14 @@ class FBSConv2d(SurgeryLayer):
         density: d in (0, 1].
         placement: see above.
         l1: weight of the sum of saliencies, mean over the images, in the loss.
-        schedule: densities of the training before it reaches ``density``, each for an equal share of it.
+        schedule: densities of the training before it reaches ``density``, each for an equal share of it; of a training
+            with fewer epochs than these are some, and always ``density`` in the last.
         non_negative: the input is, so that |x| is x.
 
-    Shape: (N, C, H, W) → (N, C_out, H', W') as of ``conv``, any floating dtype.
+    Shape: (N, C, H, W) → (N, C_out, H', W') as of ``conv``, or both without N; any floating dtype.
     """
 
+    groups, padding_mode = 1, "zeros"  # of the convolution that it stands for
     weight: nn.Parameter
     bias: nn.Parameter | None
     beta: nn.Parameter | None
@@ -66,7 +81,8 @@ class FBSConv2d(SurgeryLayer):
         self.padding, self.dilation = conv.padding, conv.dilation
         self.density, self.placement, self.l1, self.schedule = density, placement, l1, schedule
         self.non_negative = non_negative
-        self.count = kept_count(density, conv.out_channels)
+        self.constant = 1.0 if placement == "output" else 0.0  # of the saliency, besides its bias
+        self.present_density, self.count = density, kept_count(density, conv.out_channels)
         self.reads: Link | None = None
         self.gives: Link | None = None
         self.compact = False
@@ -82,7 +98,7 @@ class FBSConv2d(SurgeryLayer):
         self.register_parameter("beta", None)
         with torch.no_grad():
             self.saliency.weight.zero_()
-            self.saliency.bias.fill_(1.0)
+            self.saliency.bias.fill_(1.0 - self.constant)
             if placement == "norm_scale":
                 self._take_scale()
 
@@ -102,16 +118,28 @@ class FBSConv2d(SurgeryLayer):
             self.beta = self.norm.bias
             self.norm.affine, self.norm.weight, self.norm.bias = False, None, None  # type: ignore[assignment]
 
-    def forward(self, x: Tensor) -> Tensor:
-        inputs = self.reads.take() if self.reads is not None and x.shape[1] != self.in_channels else None
+    def forward(self, input: Tensor) -> Tensor:  # named as a convolution's
+        if not isinstance(input, Tensor):  # a proxy that is traced: a map with all its channels
+            return self._gated(input, None)
+        if input.ndim == 3:
+            return self.forward(input[None])[0]
+        inputs = self.reads.take() if self.reads is not None and input.shape[1] != self.in_channels else None
+        return self._gated(input, inputs)
+
+    def _gated(self, x: Tensor, inputs: Tensor | None) -> Tensor:
         pooled = self._pooled(x, inputs)
         saliency = self._saliency(pooled)
         if self.training and self.l1:
-            self._last_saliency = saliency
+            self._keep(saliency)
         if may_skip(self, x):
             return computed(self, x, inputs, pooled, saliency)
         mask = winner_take_all(saliency, self.count)
         return self.dense(x, inputs, mask, self.factors(saliency, mask))
+
+    def _keep(self, saliency: Tensor) -> None:
+        """For the auxiliary loss; not what a backward computes again, which would hold its whole graph."""
+        if torch.compiler.is_compiling() or (isinstance(saliency, Tensor) and torch._C._current_graph_task_id() < 0):
+            self._last_saliency = saliency
 
     def _pooled(self, x: Tensor, inputs: Tensor | None) -> Tensor:
         """mean|x| of all input channels (N, C); those that a compact map leaves out are zero."""
@@ -121,8 +149,7 @@ class FBSConv2d(SurgeryLayer):
         return pooled.new_zeros((len(x), self.in_channels)).scatter_(1, inputs, pooled)
 
     def _saliency(self, pooled: Tensor) -> Tensor:
-        predictor = self.saliency
-        return F.linear(pooled.to(predictor.weight.dtype), predictor.weight, predictor.bias).relu_()
+        return saliencies(pooled, self.saliency.weight, self.saliency.bias, self.constant)
 
     def factors(self, saliency: Tensor, mask: Tensor) -> Tensor:
         """What all channels are multiplied by, (N, C_out)."""
@@ -150,7 +177,7 @@ class FBSConv2d(SurgeryLayer):
             return y * factors if outputs is None else y.mul_(factors)
         y = y * factors
         if self.beta is not None:
-            y = y + (self.beta if outputs is None else self.beta[outputs])[:, None, None]
+            y = shifted(y, self.beta if outputs is None else self.beta[outputs])
         return self.act(y)
 
     def _normed(self, y: Tensor, outputs: Tensor | None) -> Tensor:
@@ -169,7 +196,9 @@ class FBSConv2d(SurgeryLayer):
 
     def set_progress(self, share: float) -> None:
         densities = (*self.schedule, self.density)
-        self.count = kept_count(densities[min(int(share * len(densities)), len(densities) - 1)], self.out_channels)
+        stage = int(share * len(densities) + 1e-9)  # rounding may leave a quotient just below a whole number
+        self.present_density = densities[min(stage, len(densities) - 1)]
+        self.count = kept_count(self.present_density, self.out_channels)
 
     def auxiliary_loss(self) -> Tensor | None:
         saliency, self._last_saliency = self._last_saliency, None
@@ -189,7 +218,7 @@ class FBSConv2d(SurgeryLayer):
         weight, bias = fitted_saliency(pooled, magnitudes)
         with torch.no_grad():
             self.saliency.weight.copy_(weight)
-            self.saliency.bias.copy_(bias)
+            self.saliency.bias.copy_(bias - self.constant)
 
     def folded(self) -> nn.Module | None:
         """A copy whose norm is folded into its filters, and which hands compact maps on where it is linked."""
@@ -202,7 +231,16 @@ class FBSConv2d(SurgeryLayer):
         return layer
 
     def gates(self, x: Tensor) -> Gates:
-        """Saliencies, and which channels are kept."""
+        """Saliencies, and which channels are kept.
+
+        Raises:
+            ValueError: ``x`` comes from a layer that hands on what it computed alone, in a copy for inference.
+        """
+        if x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"{x.shape[1]} of {self.in_channels} channels come in: a copy that optimize_for_inference made tells "
+                "no gates; the model that it was made of is needed"
+            )
         saliency = self._saliency(self._pooled(x, None))
         kept = winner_take_all(saliency, self.count)
         return Gates(self.factors(saliency, kept), {"kept": kept, "suppressed": ~kept})
@@ -210,23 +248,23 @@ class FBSConv2d(SurgeryLayer):
     def computed_macs(self, x: Tensor, y: Tensor) -> Tensor:
         """Multiply-accumulates (N,) of a call from (N, C, H, W) to (N, C_out, H', W'); zero inputs are left out."""
         active = (mean_magnitude(x) > 0).sum(1)
-        if self.count == self.out_channels:
-            active = active.new_full(active.shape, self.in_channels)
-        elif self.reads is not None:
-            active = active.new_full(active.shape, self._linked_inputs)
+        if self.reads is not None or self.count == self.out_channels:
+            active = active.new_full(active.shape, self._most_inputs)
         else:
             active = active.where(active <= WORTH_GATHERING * self.in_channels, self.in_channels)
         return self.count * active * self.weight[0, 0].numel() * y.shape[2] * y.shape[3] + self.saliency.weight.numel()
 
     @property
-    def _linked_inputs(self) -> int:
-        """Input channels that a linked layer computes; all of them where none is linked."""
-        return self.in_channels if self.reads is None else kept_count(self.density, self.in_channels)
+    def _most_inputs(self) -> int:
+        """Input channels that it convolves: those that a linked layer computes; all where it skips none of its own."""
+        if self.reads is None or self.count == self.out_channels:
+            return self.in_channels
+        return kept_count(self.present_density, self.in_channels)
 
     def cost(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> OpCost:
         """Of the kept channels, from the kept channels of a layer that is linked to; saliency and pooling included."""
         places = out_shape[2] * out_shape[3]
-        active = self._linked_inputs
+        active = self._most_inputs
         predictor = self.in_channels * self.out_channels
         macs = self.count * active * self.weight[0, 0].numel() * places + predictor
         pooling = active * in_shape[2] * in_shape[3]
@@ -242,6 +280,11 @@ class FBSConv2d(SurgeryLayer):
     def extra_repr(self) -> str:
         shown = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
         return f"{shown}, density={self.density:g}, placement={self.placement}"
+
+
+def shifted(y: Tensor, beta: Tensor) -> Tensor:
+    """A map (N, C, H, W) with a constant (C,) added to its channels."""
+    return y + beta[:, None, None]
 
 
 def _without_activation(norm: nn.BatchNorm2d | None) -> tuple[nn.BatchNorm2d | None, list[nn.Module]]:

@@ -10,7 +10,7 @@ from surgery.graph import ModelGraph
 from surgery.graph.operation_cost import graph_cost
 from surgery.methods.fbs.overhead import OVERHEAD
 from surgery.methods.fbs.sites import GatedSite, gated_sites, producers
-from surgery.methods.fbs.transform import BoostAndSuppress, FBSOptions
+from surgery.methods.fbs.transform import BoostAndSuppress, FBSOptions, pythons_number
 from surgery.planning.decision import Decision, PlanRow
 from surgery.planning.evidence import Evidence, Kind
 from surgery.planning.overhead import Overhead
@@ -20,6 +20,10 @@ from surgery.planning.selection import Selection
 from surgery.planning.sites import Skipped
 
 LEVELS = 100  # densities that a budget is looked for among
+CONSTANT = (
+    "placement 'norm_scale': calibration leaves the saliencies as they start, so every image keeps the same channels, "
+    "those with the largest scales of their norm, until the network is trained"
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class FBSConfig(FBSOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "macs", pythons_number(self.macs))
         if self.macs is None:
             return
         if isinstance(self.macs, bool) or not isinstance(self.macs, int | float) or not 0 < self.macs < 1:
@@ -60,7 +65,7 @@ class FBSMethod:
     overhead: ClassVar[Overhead] = OVERHEAD
 
     def plan(self, graph: ModelGraph, selection: Selection, config: FBSConfig, evidence: Evidence) -> Proposal:
-        candidates, skipped = gated_sites(graph)
+        candidates, skipped = gated_sites(graph, changes_filters=config.placement == "norm_scale")
         selection.check([site.name for site in candidates])
         chosen = [site for site in candidates if not selection.unwanted(site.name)]
         skipped += [Skipped(site.name, reason) for site in candidates if (reason := selection.unwanted(site.name))]
@@ -80,10 +85,10 @@ class FBSMethod:
     def notes(
         self, graph: ModelGraph, config: FBSConfig, decisions: Sequence[Decision], skipped: Sequence[Skipped]
     ) -> tuple[str, ...]:
-        """What to try where there is nothing to convert."""
-        return (
-            () if decisions else ("no convolution without groups can leave channels out here; to try: another method",)
-        )
+        """What to try where there is nothing to convert; what a placement asks for."""
+        if not decisions:
+            return ("no convolution without groups can leave channels out here; to try: another method",)
+        return (CONSTANT,) if config.placement == "norm_scale" and config.density < 1 else ()
 
 
 def _density_for(macs: float, graph: ModelGraph, decisions: Callable[[float], list[Decision]]) -> float:

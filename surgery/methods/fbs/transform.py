@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import numpy as np
 from torch import nn
 
 from surgery.core.errors import SurgeryError, check_choice
@@ -20,7 +21,8 @@ class FBSOptions:
     Attributes:
         density: d, the share of output channels that are kept, in (0, 1].
         placement, l1: see :class:`surgery.methods.fbs.layer.FBSConv2d`.
-        schedule: densities of the training before it reaches ``density``, each for an equal share of the epochs.
+        schedule: densities of the training before it reaches ``density``, each for an equal share of the epochs; the
+            last epoch always has ``density``.
     """
 
     density: float = 0.5
@@ -31,13 +33,22 @@ class FBSOptions:
     def __post_init__(self) -> None:
         if not isinstance(self.schedule, list | tuple):
             raise TypeError(f"schedule={self.schedule!r}: a list of densities such as [1, 0.8, 0.6] is needed")
+        object.__setattr__(self, "schedule", tuple(pythons_number(value) for value in self.schedule))
+        for name in ("density", "l1"):
+            object.__setattr__(self, name, pythons_number(getattr(self, name)))
         for name, density in (("density", self.density), *(("schedule", value) for value in self.schedule)):
             if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
                 raise ValueError(f"{name}={density!r}: a share of the channels, above 0 and at most 1, is needed")
         check_choice("placement", self.placement, PLACEMENTS)
         if isinstance(self.l1, bool) or not isinstance(self.l1, int | float) or not 0 <= self.l1 < float("inf"):
             raise ValueError(f"l1={self.l1!r}: a number >= 0 is needed")
-        object.__setattr__(self, "schedule", tuple(self.schedule))
+
+
+def pythons_number(value: Any) -> Any:
+    """A number of NumPy's as Python's that prints alike (0.6 of a float32 0.6); anything else as it is."""
+    if isinstance(value, np.floating):
+        return float(str(value))
+    return int(value) if isinstance(value, np.integer) else value
 
 
 @transform("boost_and_suppress")

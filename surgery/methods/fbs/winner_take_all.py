@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -39,6 +40,20 @@ def winners(saliency: Tensor, count: int) -> Tensor:
     """(N, count): the channels of :func:`winner_take_all` in ascending order, in fewer operators; not for exporters."""
     order = torch.sort(saliency, dim=1, descending=True, stable=True).indices
     return order[:, :count].sort(dim=1).values
+
+
+def saliencies(pooled: Tensor, weight: Tensor, bias: Tensor, constant: float) -> Tensor:
+    """(N, C_out): ReLU(W · pooled + bias + constant) of (N, C), in float32 at least.
+
+    Also of half precisions and where autocast is on: near 1 these tell apart no saliencies that differ by less than a
+    hundredth, and would choose other channels.
+    """
+    device = pooled.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return saliencies(pooled, weight, bias, constant)
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return F.linear(pooled.to(dtype), weight.to(dtype), bias.to(dtype) + constant).relu_()
 
 
 def mean_saliency(saliency: Tensor) -> Tensor:

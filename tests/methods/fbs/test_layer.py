@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.layers import BatchNormAct2d
@@ -15,6 +16,7 @@ from torch.autograd import gradcheck
 
 from surgery.methods.fbs.execution import FORMS
 from surgery.methods.fbs.layer import PLACEMENTS, FBSConv2d
+from surgery.planning.computed_macs import counting_macs
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -58,7 +60,7 @@ def by_loops(layer, x):
         pooled = [image[c].abs().mean().item() for c in range(layer.in_channels)]
         weights, constants = layer.saliency.weight.tolist(), layer.saliency.bias.tolist()
         saliency = [
-            max(0.0, constants[o] + sum(w * p for w, p in zip(weights[o], pooled, strict=True)))
+            max(0.0, layer.constant + constants[o] + sum(w * p for w, p in zip(weights[o], pooled, strict=True)))
             for o in range(layer.out_channels)
         ]
         count = math.ceil(layer.density * layer.out_channels)
@@ -217,7 +219,7 @@ def test_the_auxiliary_loss_is_the_mean_sum_of_saliencies_and_is_given_once():
     x = images()
     layer(x)
     pooled = x.abs().mean((2, 3))
-    expected = 0.5 * torch.relu(layer.saliency(pooled)).sum(1).mean()
+    expected = 0.5 * torch.relu(layer.saliency(pooled) + 1).sum(1).mean()
     torch.testing.assert_close(layer.auxiliary_loss(), expected.float())
     assert layer.auxiliary_loss() is None
     layer(x)
@@ -228,7 +230,7 @@ def test_dead_saliencies_give_zeros_not_nan():
     layer = layer_of()
     with torch.no_grad():
         layer.saliency.weight.zero_()
-        layer.saliency.bias.fill_(-1.0)
+        layer.saliency.bias.fill_(-2.0)
     y = layer(images())
     y.sum().backward()
     assert not y.any()
@@ -239,7 +241,7 @@ def test_a_schedule_lowers_the_density_in_equal_shares():
     layer = FBSConv2d(conv_of(outputs=10), density=0.5, schedule=(1.0, 0.8, 0.6))
     counts = []
     for epoch in range(8):
-        layer.set_progress(epoch / 8)
+        layer.set_progress(epoch / 7)
         counts.append(layer.count)
     assert counts == [10, 10, 8, 8, 6, 6, 5, 5]
     layer.set_progress(1.0)
@@ -267,6 +269,126 @@ def test_computed_macs_leave_zero_inputs_out():
     macs = layer.computed_macs(x, layer(x))
     assert macs.tolist() == [5 * 3 * 9 * 7 * 8 + 80] * 2
     assert layer.cost(tuple(x.shape), (2, 10, 7, 8)).macs == 5 * 8 * 9 * 7 * 8 + 80
+
+
+def kept_by(layer, x):
+    with torch.no_grad():
+        return layer(x).abs().amax((2, 3)) > 0
+
+
+def calibrated_layer():
+    layer = layer_of(0.5, inputs=12, outputs=40, saliency=0.0, act=False).float()
+    x = images(48, 12).float() * (0.2 + torch.rand(48, 12, 1, 1, generator=torch.Generator().manual_seed(4)))
+    with torch.no_grad():
+        layer.start(layer.observe(x))
+    return layer, x
+
+
+def test_autocast_keeps_the_same_channels():
+    layer, x = calibrated_layer()
+    expected = kept_by(layer, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(kept_by(layer, x), expected)
+
+
+def test_a_cast_to_bfloat16_keeps_nearly_the_same_channels():
+    layer, x = calibrated_layer()
+    expected = kept_by(layer, x)
+    same = kept_by(layer.bfloat16(), x.bfloat16()) == expected
+    assert same.float().mean() > 0.99
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("trained", ["saliency.weight", "norm.bias", "beta"])
+def test_frozen_filters_leave_the_rest_trainable_in_eval_mode(placement, trained):
+    layer = layer_of(placement=placement)
+    layer.requires_grad_(False)
+    parameter = dict(layer.named_parameters()).get(trained)
+    if parameter is None:
+        pytest.skip(f"{placement} has no {trained}")
+    parameter.requires_grad_(True)
+    x = images(1)
+    expected = layer(x.requires_grad_()).detach()
+    y = layer(x.detach())
+    torch.testing.assert_close(y.detach(), expected)
+    y.square().sum().backward()
+    assert parameter.grad.abs().sum() > 0
+
+
+def test_a_norm_in_training_mode_is_one_also_in_a_layer_in_eval_mode():
+    layer = layer_of()
+    layer.norm.train()
+    with torch.no_grad():
+        expected = layer.dense(images(1), None, *mask_and_factors(layer, images(1)))
+        before = layer.norm.running_mean.clone()
+        torch.testing.assert_close(layer(images(1)), expected)
+    assert not torch.equal(layer.norm.running_mean, before)
+
+
+def mask_and_factors(layer, x):
+    gates = layer.gates(x)
+    return gates.states["kept"], gates.values
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_vmap_takes_the_dense_form(placement):
+    layer, x = layer_of(placement=placement), images(3)
+    with torch.no_grad():
+        y = torch.func.vmap(layer)(x[:, None])[:, 0]
+        torch.testing.assert_close(y, layer(x))
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("training", [False, True])
+def test_fx_traces_it(placement, training):
+    pair = linked_pair(placement).train(training)
+    traced = torch.fx.symbolic_trace(pair)
+    assert not any("constant" in str(node.target) for node in traced.graph.nodes)  # all parameters stay parameters
+    x = images(2, 4)
+    torch.testing.assert_close(traced(x), pair(x))
+    assert pair[0].train()(x).isfinite().all()
+    assert pair[0].auxiliary_loss() is not None
+
+
+def test_a_traced_copy_for_inference_computes_the_same():
+    folded = folded_pair(linked_pair())
+    torch.testing.assert_close(torch.fx.symbolic_trace(folded)(images(2, 4)), folded(images(2, 4)))
+
+
+def test_it_is_called_and_read_as_a_convolution_is():
+    layer, x = layer_of(), images()
+    assert torch.equal(layer(input=x), layer(x))
+    assert (layer.groups, layer.padding_mode) == (1, "zeros")
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x[0]), layer(x[:1])[0])
+        torch.testing.assert_close(layer.train()(x[0]), layer(x[:1])[0])
+
+
+def test_a_checkpointed_layer_holds_no_graph_of_the_backward():
+    layer = layer_of().train()
+    y = torch.utils.checkpoint.checkpoint(layer, images(), use_reentrant=False)
+    loss = y.square().sum() + layer.auxiliary_loss()
+    loss.backward()
+    assert layer._last_saliency is None
+    assert layer.saliency.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("density", [0.2, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("outputs", [4, 30])
+def test_no_more_is_computed_than_is_counted(density, share, outputs):
+    first = FBSConv2d(conv_of(4, 20), density=density, schedule=(1.0, 0.8))
+    second = FBSConv2d(conv_of(20, outputs), density=density, schedule=(1.0, 0.8))
+    second.link(first)
+    pair = nn.Sequential(first, second).double().eval()
+    for layer in pair:
+        layer.set_progress(share)
+    x, skips = images(2, 4), second.count < outputs
+    with counting_macs(pair) as computed, torch.no_grad():
+        pair(x)
+    assert computed.difference == 0
+    counted = second.cost((1, 20, 7, 8), (1, outputs, 7, 8)).macs
+    assert counted == second.count * (first.count if skips else 20) * 9 * 56 + 20 * outputs
 
 
 def test_measured_forms_are_no_part_of_a_copy():

@@ -1,12 +1,15 @@
 """Where FBS goes, what links layers, budgets, files, and real networks at inference."""
 
+import numpy as np
 import pytest
 import timm
 import torch
 from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import surgery
 from surgery.core.errors import NoSitesError
+from surgery.methods.fbs import FBSConfig
 from surgery.methods.fbs.execution import FORMS
 from surgery.methods.fbs.layer import FBSConv2d
 from surgery.methods.fbs.transform import BoostAndSuppress
@@ -102,6 +105,13 @@ def test_bad_options_are_named(options, message):
         surgery.plan(timm.create_model("test_resnet"), "fbs", input_size=32, **options)
 
 
+def test_numbers_of_numpy_are_numbers():
+    config = FBSConfig(density=np.float32(0.6), schedule=(np.int64(1), np.float32(0.8)), l1=np.float16(0))
+    assert config == FBSConfig(density=0.6, schedule=(1, 0.8), l1=0.0)
+    assert type(config.density) is float
+    assert FBSConfig(macs=np.float32(0.7)).macs == 0.7
+
+
 def test_a_schedule_is_a_list():
     with pytest.raises(TypeError, match="schedule=0.8"):
         surgery.plan(timm.create_model("test_resnet"), "fbs", input_size=32, schedule=0.8)
@@ -155,3 +165,86 @@ def test_the_history_names_what_went():
     change = next(c for c in history(converted) if getattr(c, "module", "") == "layer1.0.conv1")
     assert change.removed() == ("layer1.0.bn1", "layer1.0.act1")
     assert change.changed() == change.added() == ("layer1.0.conv1",)
+
+
+def around(*between, act=None):
+    """A convolution, modules, its norm and its activation, and what reads that."""
+    act = nn.ReLU() if act is None else act
+    return nn.Sequential(nn.Conv2d(3, 8, 3), *between, nn.BatchNorm2d(8), act, nn.Conv2d(8, 4, 3), nn.ReLU())
+
+
+def plan_of(model, **options):
+    plan = surgery.plan(model, "fbs", input_size=8, **options)
+    taken_in = {c.module: (c.norm, c.act) for c in plan.transforms if isinstance(c, BoostAndSuppress)}
+    return taken_in, {item.name: item.reason for item in plan.skipped}
+
+
+def test_modules_that_do_nothing_may_stand_before_the_norm():
+    taken_in, _ = plan_of(around(nn.Identity(), nn.Sequential()))
+    assert taken_in["0"] == ("3", "4")
+
+
+def test_what_training_notices_is_not_moved_behind_the_norm():
+    taken_in, reasons = plan_of(around(nn.Dropout(0.5)))
+    assert list(taken_in) == ["4"]
+    assert reasons["0"] == "Dropout stands between it and its norm"
+    taken_in, _ = plan_of(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.ReLU(), nn.Flatten())
+    )
+    assert taken_in["0"] == ("1", "")
+
+
+@pytest.mark.parametrize(
+    "register", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"]
+)
+def test_norms_and_activations_with_hooks_stay_what_they_are(register):
+    model = around()
+    getattr(model[1], register)(lambda *arguments: None)
+    taken_in, reasons = plan_of(model)
+    assert "0" not in taken_in
+    assert "its norm carries hooks" in reasons["0"]
+    model = around()
+    getattr(model[2], register)(lambda *arguments: None)
+    assert plan_of(model)[0]["0"] == ("1", "")
+
+
+class OnlyEightChannels(nn.Module):
+    def forward(self, x):
+        assert x.shape[1] == 8
+        return torch.relu(x)
+
+
+def test_an_activation_that_cannot_be_tried_out_stays_outside():
+    assert plan_of(around(act=OnlyEightChannels()))[0]["0"] == ("1", "")
+
+
+def test_filters_that_another_module_holds_keep_their_signs():
+    def model():
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten())
+        network[3].weight = network[0].weight
+        nn.init.constant_(network[1].weight, -1.0)
+        return network.eval()
+
+    taken_in, reasons = plan_of(model(), placement="norm_scale")
+    assert not taken_in
+    assert "another module holds its weight too" in reasons["0"]
+    assert list(plan_of(model(), placement="output")[0]) == ["0", "3"]
+
+
+def test_a_plan_says_that_calibration_leaves_norm_scale_constant():
+    model = timm.create_model("test_resnet")
+    assert "note: placement 'norm_scale': calibration leaves" in str(
+        surgery.plan(model, "fbs", placement="norm_scale", input_size=32)
+    )
+    assert "note:" not in str(surgery.plan(model, "fbs", input_size=32))
+    assert "note:" not in str(surgery.plan(model, "fbs", placement="norm_scale", density=1.0, input_size=32))
+
+
+def test_feature_extractors_trace_it():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.ReLU(), nn.Flatten())
+    model = with_saliencies(surgery.convert(model.eval(), "fbs", input_size=8))
+    extracted = create_feature_extractor(model, {"4": "map"})
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(extracted.eval()(x)["map"], model[:5](x))
