@@ -38,11 +38,12 @@ class TopChannels(SurgeryLayer):
     """The most salient channels of each image, in ascending order of their numbers, times their saliency.
 
     Saliency g = ReLU(W · mean|x| + b) of every input channel, in float32 at least, divided by its mean over the
-    channels. ``saliency.bias`` is b − 1, which half precisions keep.
+    channels. ``saliency.bias`` is b − ``constant``, which half precisions keep.
 
     Args:
         in_channels, out_channels: C and C_out <= C.
         stride: grid of the map on which the channels are taken; saliency is pooled over all of it.
+        constant: what is added to the bias.
 
     Shape: (N, C, H, W) → (N, C_out, ⌈H / stride⌉, ⌈W / stride⌉), or both without N; any
     floating dtype.
@@ -50,25 +51,29 @@ class TopChannels(SurgeryLayer):
 
     keeps_sign = True
 
-    def __init__(self, in_channels: int, out_channels: int, stride: tuple[int, int] = (1, 1)) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: tuple[int, int] = (1, 1), constant: float = 1.0
+    ) -> None:
         super().__init__()
+        self.constant = constant
         self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
         self.saliency = nn.Linear(in_channels, in_channels)
 
     @classmethod
-    def from_conv(cls, conv: nn.Conv2d) -> "TopChannels":
+    def from_conv(cls, conv: nn.Conv2d, constant: float = 1.0) -> "TopChannels":
         """In the place of a 1×1 convolution: W = 0, and channels that it weighed more are a little more salient."""
-        layer = cls(conv.in_channels, conv.out_channels, (int(conv.stride[0]), int(conv.stride[1])))
+        layer = cls(conv.in_channels, conv.out_channels, (int(conv.stride[0]), int(conv.stride[1])), constant)
         layer.to(conv.weight.device, conv.weight.dtype)
         with torch.no_grad():
             weighed = conv.weight.abs().sum((0, 2, 3))
             relative = (weighed - weighed.mean()) / weighed.std(correction=0).clamp_min(1e-12)
             layer.saliency.weight.zero_()
-            layer.saliency.bias.copy_(SPREAD * relative.clamp(-3, 3))
+            layer.saliency.bias.copy_(1.0 - constant + SPREAD * relative.clamp(-3, 3))
         return layer
 
     def forward(self, input: Tensor) -> Tensor:  # named as a convolution's
-        return top_channels(input, self.saliency.weight, self.saliency.bias, self.out_channels, self.stride)
+        saliency = (self.saliency.weight, self.saliency.bias, self.constant)
+        return top_channels(input, saliency, self.out_channels, self.stride)
 
     def cost(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> OpCost:
         """The predictor's multiply-accumulates; pooling, ranking and boosting besides."""
@@ -82,11 +87,11 @@ class TopChannels(SurgeryLayer):
         return shown if self.stride == (1, 1) else f"{shown}, stride={self.stride}"
 
 
-def top_channels(x: Tensor, weight: Tensor, bias: Tensor, count: int, stride: tuple[int, int]) -> Tensor:
-    """What the layer computes, by its parameters."""
+def top_channels(x: Tensor, predictor: tuple[Tensor, Tensor, float], count: int, stride: tuple[int, int]) -> Tensor:
+    """What the layer computes, by the weight, the bias and the constant of its saliencies."""
     if x.ndim == 3:
-        return top_channels(x[None], weight, bias, count, stride)[0]
-    saliency = saliencies(mean_magnitude(x), weight, bias, 1.0)
+        return top_channels(x[None], predictor, count, stride)[0]
+    saliency = saliencies(mean_magnitude(x), *predictor)
     saliency = saliency / mean_saliency(saliency)
     indices = active_indices(winner_take_all(saliency, count), count)
     if stride != (1, 1):
@@ -97,7 +102,17 @@ def top_channels(x: Tensor, weight: Tensor, bias: Tensor, count: int, stride: tu
 
 @dataclass(frozen=True)
 class TopChannelsOptions:
-    """No options."""
+    """Options of the layer.
+
+    Attributes:
+        constant: what is added to the saliencies' bias: 1, or 0 in files that do not say.
+    """
+
+    constant: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.constant not in (0, 1):
+            raise ValueError(f"constant={self.constant!r:.80}: 0 or 1 is needed")
 
 
 @dataclass(frozen=True)
@@ -110,11 +125,11 @@ class TopChannelsConfig(SqueezeOptions):
 
     def layer(self) -> tuple[str, dict[str, Any]]:
         """Kind of layer and its options."""
-        return "fbs-squeeze", {}
+        return "fbs-squeeze", {"constant": 1.0}
 
 
 def _replacing(conv: nn.Conv2d, options: TopChannelsOptions) -> nn.Module:
-    return TopChannels.from_conv(conv)
+    return TopChannels.from_conv(conv, options.constant)
 
 
 register_layer(LayerKind("fbs-squeeze", TopChannelsOptions, _replacing))

@@ -371,6 +371,8 @@ TRANSFORMS: tuple[dict[str, Any], ...] = (
     {"type": "boost_and_suppress@1", "module": "layer1.0.conv1", "channels": [8, 8], "norm": "bn1", "act": "layer1"},
     {"type": "boost_and_suppress@1", "module": "conv1", "channels": [3, 64], "producer": "conv1", "norm": "conv1"},
     {"type": "boost_and_suppress@1", "module": "stem", "channels": [3, 16], "options": {"density": 1e-300}},
+    {"type": "boost_and_suppress@2", "module": "conv1", "channels": [3, 64], "norm": "bn1", "act": "layer1"},
+    {"type": "boost_and_suppress@2", "module": "stem", "channels": [3, 16], "options": {"density": 0.5}},
     _octave(),
     _octave(first="conv1", last="bn1"),
     _octave(first="", last="layer1"),

@@ -13,7 +13,7 @@ import surgery
 from surgery.checkpoint.build_budget import Budget, BudgetError
 from surgery.checkpoint.source import _affordable
 from surgery.core.errors import CheckpointError
-from surgery.methods.fbs.transform import BoostAndSuppress
+from surgery.methods.fbs.transform import BoostAndSuppress, WithWholeBias
 from surgery.methods.octave.transform import OctaveRegion
 from surgery.planning.registry import discover
 from surgery.transforms.drop import Drop
@@ -65,6 +65,7 @@ EXAMPLES = [
     InsertBefore("conv1", "squeeze-conv", (16, 4), 4),
     InsertBehind("bn1", "se", 4, {"ratio": 2}),
     BoostAndSuppress("conv1", (16, 4), "bn1", "act1", "conv0", True, {"density": 0.25, "schedule": [1.0, 0.5]}),
+    WithWholeBias("conv1", (16, 4), "bn1", "act1"),
     Narrow({"conv1": [None, 4], "bn1": [4, None]}),
     Narrow({}, maps={"conv1": [[3, 2], [4, 1]]}),
     OctaveRegion(

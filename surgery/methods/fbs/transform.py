@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
+import torch
 from torch import nn
 
 from surgery.core.errors import SurgeryError, check_choice
@@ -51,7 +52,7 @@ def pythons_number(value: Any) -> Any:
     return int(value) if isinstance(value, np.integer) else value
 
 
-@transform("boost_and_suppress")
+@transform("boost_and_suppress", version=2)
 @dataclass(frozen=True)
 class BoostAndSuppress(Transform):
     """The convolution ``module`` becomes an FBS layer, which takes in what follows it.
@@ -117,6 +118,19 @@ class BoostAndSuppress(Transform):
 
     def work(self, model: nn.Module) -> int:
         return 4 * CALL
+
+
+@transform("boost_and_suppress")
+@dataclass(frozen=True)
+class WithWholeBias(BoostAndSuppress):
+    """The same in files whose ``saliency.bias`` is the whole constant of the saliencies."""
+
+    def apply(self, model: nn.Module, choice: Choice = None) -> None:
+        super().apply(model, choice)
+        layer: FBSConv2d = submodule(model, self.module, FBSConv2d)
+        with torch.no_grad():
+            layer.saliency.bias.add_(layer.constant)
+        layer.constant = 0.0
 
 
 def _checked(options: Any) -> dict[str, Any]:
