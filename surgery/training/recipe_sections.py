@@ -319,7 +319,7 @@ class TrainSettings:
         default=0.0,
         ge=0,
         le=1e6,
-        description="of BatchNorms' scales, in place of weight decay: times |mean of what a channel gives|; 3 in the "
+        description="of BatchNorms' scales, in place of weight decay: times the size of what a channel gives; 3 in the "
         "paper, 0: none",
     )
     betas: tuple[Share, Share] | None = Field(
