@@ -15,8 +15,10 @@ from torch import Tensor
 from surgery.checkpoint.source import create
 from surgery.core.errors import CheckpointError
 from surgery.models.csnet import BLOCKS, DILATIONS, CSNet
+from surgery.vision.preprocessing import MEMORY, Preprocessing
 
 MULTIPLIED = 100.0
+PREPROCESSING = Preprocessing((3, 224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1.0, "bilinear")
 _CONVS = {"conv1x1": "0", "conv3x3_1": "1", "conv3x3_2": "2"}
 _HEADS = {"fuse": "fuse", "fuse1x1": "merge"}
 _BLOCK = re.compile(r"stage(\d)\.(\d+)\.(conv1x1|conv3x3_1|conv3x3_2)\.(.+)")
@@ -31,7 +33,7 @@ def load_published_csnet(path: str | Path) -> CSNet:
         path: such as ``csnet-L-x1.pth.tar``.
 
     Returns:
-        The network in eval mode; :func:`surgery.save` writes it.
+        The network in eval mode, which knows how images are prepared; :func:`surgery.save` writes it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -45,6 +47,7 @@ def load_published_csnet(path: str | Path) -> CSNet:
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: no published CSNet: {type(error).__name__}: {error!s:.300}") from None
     assert isinstance(network, CSNet)
+    setattr(network, MEMORY, PREPROCESSING)
     return network.eval()
 
 
