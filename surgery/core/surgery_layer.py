@@ -145,6 +145,18 @@ class SurgeryLayer(nn.Module):
         """A copy with the parameters of ``conv``, whose output i reduces the inputs i, i + C_out, i + 2·C_out, …"""
         raise NotImplementedError(f"{type(self).__name__}.with_chunks()")
 
+    def output_rows(self) -> tuple[int, ...] | None:
+        """Of a layer that is a convolution: the channels of each map that it gives, in the order of the rows of its
+        ``weight`` and ``bias`` (or None), so that a norm behind it can be folded into these. None for other layers.
+        """
+        return None
+
+    def without_norm(self) -> nn.Module | None:
+        """Of a layer that normalises by ``running_mean``, ``running_var``, ``weight``, ``bias`` and ``eps``: what is
+        left to do when the layer in front has taken these in. None for other layers.
+        """
+        return None
+
     def weight_maps(self) -> WeightMaps | None:
         """The maps whose channels its weight spans, where any of these may be removed; None where it is no such layer.
 

@@ -15,6 +15,7 @@ from surgery.core.errors import SurgeryError
 from surgery.core.eval_mode import eval_mode
 from surgery.core.norm_folding import norm_folded
 from surgery.core.surgery_layer import SurgeryLayer, replace_layers
+from surgery.deploy.scaled_norms import fold_scaled, scaled_pairs
 from surgery.deploy.whole_map_conv import WholeMapConv2d, covering_convs
 from surgery.graph import ModelGraph, record
 from surgery.graph.dataflow import sole_user
@@ -62,11 +63,14 @@ def optimize_for_inference(
         raise TypeError(f"dtype={dtype!r}: a floating torch dtype such as torch.bfloat16 is needed")
     shape = record(model, input_size).input_shape
     folded = replace_layers(copy.deepcopy(model), _folded_layer).eval()
-    pairs = _pairs(record(folded, shape))
+    graph = record(folded, shape)
+    pairs, between_maps = _pairs(graph), scaled_pairs(graph)
     for name, module in list(folded.named_modules()):
         _fold_weights(folded, name, module)
     for conv, norm in pairs:
         _fold_norm(folded, conv, norm)
+    for pair in between_maps:
+        fold_scaled(folded, pair)
     for name in covering_convs(record(folded, shape)):
         folded.set_submodule(name, WholeMapConv2d.wrap(folded.get_submodule(name)))  # type: ignore[arg-type]
     _check_same(model, folded, shape)

@@ -173,6 +173,9 @@ class GOctConv(SurgeryLayer):
             macs[i, j] = height * width * self.scales.out_channels[j] * fan_in
         return macs
 
+    def output_rows(self) -> tuple[int, ...]:
+        return self.scales.out_channels
+
     def weight_maps(self) -> WeightMaps | None:
         """None of a grouped one."""
         return None if self.shape.groups > 1 else WeightMaps(self.scales.in_channels, self.scales.out_channels)

@@ -85,6 +85,9 @@ class RegionNorm(SurgeryLayer):
         cast(Tensor, self.running_mean).copy_(mean)
         cast(Tensor, self.running_var).copy_((square - mean.square()).clamp(min=0))
 
+    def without_norm(self) -> nn.Module:
+        return EachMap(self.act) if isinstance(self.drop, nn.Identity) else EachMap(nn.Sequential(self.drop, self.act))
+
     def weight_maps(self) -> WeightMaps:
         """All of them."""
         return WeightMaps(self.channels, self.channels, per_channel=True)
