@@ -63,6 +63,7 @@ def test_maps_of_all_sizes_are_judged_exactly(tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "finetune.py", "recipes/sod.yaml"]
     settings = [f"data.root={tmp_path}/data", "data.workers=0", "data.batch_size=2", "data.image_size=16"]
     settings += ["model.name=pspnet", f"model.kwargs={small}", "baseline.epochs=1", "finetune.epochs=0"]
+    settings += ["surgery.method=l1", "surgery.options={macs: 0.7}"]
     finish([sys.executable, *launcher, f"output={tmp_path}/out", *settings, "precision=no"])
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     # after its epoch each process judged a half; the job's stage was judged whole by both

@@ -47,8 +47,8 @@ CASES = {
         [
             "data.root={root}",
             "data.image_size=64",
-            "model.name=pspnet",
-            "model.kwargs={num_classes: 1, backbone: resnet26, width: 16, backbone_kwargs: {channels: [8, 8, 8, 8]}}",
+            "model.kwargs={k: 0.5}",
+            "surgery.options={threshold: 0.9999}",
         ],
     ),
 }

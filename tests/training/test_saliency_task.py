@@ -118,7 +118,8 @@ def arguments(tmp_path, *more):
     recipe = next(path for path in RECIPES if path.stem == "sod")
     settings = [f"output={tmp_path}/out", f"data.root={tmp_path}/data", "data.workers=0", "data.batch_size=4"]
     settings += ["data.image_size=16", "model.name=tests-saliency", "model.kwargs={}", "baseline.epochs=8"]
-    settings += ["baseline.lr=0.02", "finetune.epochs=1", "precision=no", *more]
+    settings += ["baseline.lr=0.02", "finetune.epochs=1", "precision=no", "baseline.dynamic_weight_decay=0"]
+    settings += ["surgery.method=l1", "surgery.options={macs: 0.7}", *more]
     return [str(recipe), *settings]
 
 
