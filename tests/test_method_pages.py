@@ -89,6 +89,13 @@ def test_the_count_of_dwp_is_what_comes_out():
     assert f"{cost.macs / 1e9:.3f} GMACs and {cost.params / 1e6:.1f} M parameters" in page("dwp")
 
 
+def test_the_count_of_octave_is_what_comes_out():
+    with torch.device("meta"):
+        model = timm.create_model("resnet50")
+    original = surgery.cost(model).macs
+    assert f"# {surgery.cost(surgery.plan(model, 'octave').apply(model)).macs} of {original}" in page("octave")
+
+
 def test_the_method_of_ones_own_is_that_of_the_tests():
     own, use = code_blocks(page("README"))
     assert own == (ROOT / "tests" / "methods" / "centre_tap.py").read_text()
