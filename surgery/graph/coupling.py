@@ -133,7 +133,7 @@ class _Walker:
             self.numbers[node] = _compact(numbers, shape)
 
     def rule(self, node: fx.Node, kind: str | None) -> Callable[[fx.Node], Tensor | None] | None:
-        name = _name(node)
+        name, shape = _name(node), node.meta.get("shape")
         if node.op == "call_module":
             rules = {"conv": self.convolution, "linear": self.linear, "norm": self.norm, "act": self.same}
             rules["scale"] = self.same
@@ -142,6 +142,8 @@ class _Walker:
             if isinstance(self.graph.modules[node.meta["module"]], (FastAdaptiveAvgPool, FastAdaptiveMaxPool)):
                 return self.fast_pooling
             rules["surgery"] = self.scaled
+            if kind == "identity" and shape is None:
+                return self.passed_on
             rules |= {"identity": self.same, "reshape": self.flattening} | dict.fromkeys(_SPATIAL, self.spatial)
             return rules.get(kind or "")
         if name in _MOVES:
@@ -230,6 +232,14 @@ class _Walker:
         if isinstance(node.meta["shapes"], tuple):
             return outputs[0]
         self.maps[node] = outputs
+        return torch.empty(0, dtype=torch.long)
+
+    def passed_on(self, node: fx.Node) -> Tensor | None:
+        """Several maps, as they came."""
+        numbers = [self.numbers.get(source) for source in node.all_input_nodes]
+        if any(n is None for n in numbers) or len(numbers) != len(node.meta["shapes"]):
+            return None
+        self.maps[node] = [n for n in numbers if n is not None]
         return torch.empty(0, dtype=torch.long)
 
     def scaled_links(self, node: fx.Node, name: str, reads: list[Tensor], writes: list[Tensor]) -> None:

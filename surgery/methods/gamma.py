@@ -39,13 +39,20 @@ class GammaConfig(PruningOptions):
     threshold: float | None = None
 
     def __post_init__(self) -> None:
-        if self.threshold is not None and not (
-            isinstance(self.threshold, int | float) and 0 < self.threshold < math.inf
-        ):
-            raise ValueError(f"threshold={self.threshold!r}: a size of a norm's scale, above 0, is needed")
+        threshold = self.threshold
+        number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+        if threshold is not None and not (number and 0 < threshold < math.inf):
+            raise ValueError(f"threshold={threshold!r}: a size of a norm's scale, above 0, is needed")
         if all(value is None for value in (self.threshold, self.keep, self.macs, self.params)):
             object.__setattr__(self, "threshold", THRESHOLD)
         super().__post_init__()
+        if self.threshold is not None:
+            for name, default in (("keep", None), ("rule", "global"), ("normalise", False), ("steps", 1)):
+                if getattr(self, name) != default:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)!r}: not with threshold={self.threshold:g}, which decides channel "
+                        "by channel"
+                    )
 
 
 @register
@@ -71,9 +78,10 @@ class Gamma(ScoredPruning):
         coupling = couple_all(graph, model)
         scores = gamma(model, coupling, graph.input_shape)[coupling.removable()]
         finite = scores[np.isfinite(scores)]
-        smallest = f"the smallest is {finite.min():.2g}" if finite.size else "there is none behind a BatchNorm"
+        if not finite.size:
+            return Proposal([], proposal.skipped, ("no channel that may go lies behind a BatchNorm with scales",))
         note = (
-            f"no channel has |γ| below threshold={config.threshold:g}: {smallest}. A training with "
-            "dynamic_weight_decay=3 brings some down, a larger threshold takes more"
+            f"no channel has |γ| below threshold={config.threshold:g}: the smallest is {finite.min():.2g}. A training "
+            "with dynamic_weight_decay=3 brings some down, a larger threshold takes more"
         )
         return Proposal([], proposal.skipped, (note,))

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from surgery.checkpoint.source import create
-from surgery.core.errors import CheckpointError
-from surgery.models.csnet import BLOCKS, DILATIONS, CSNet
+from surgery.core.errors import CheckpointError, SourceError
+from surgery.models.csnet import BLOCKS, DILATIONS, CSNet, csnet
 from surgery.vision.preprocessing import MEMORY, Preprocessing
 
 MULTIPLIED = 100.0
@@ -41,10 +41,14 @@ def load_published_csnet(path: str | Path) -> CSNet:
     """
     tensors = _read(Path(path))
     try:
-        converted = dict(_renamed(tensors))
-        network = create("csnet", widths=_widths(tensors))
+        converted, widths = dict(_renamed(tensors)), _widths(tensors)
+        with torch.device("meta"):  # nothing is allocated for widths that the file's tensors do not have
+            expected = {name: tensor.shape for name, tensor in csnet(widths=widths).state_dict().items()}
+        if {name: tensor.shape for name, tensor in converted.items()} != expected:
+            raise ValueError("its tensors are not those of a network of its widths")
+        network = create("csnet", widths=widths)
         network.load_state_dict(converted)
-    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, SourceError) as error:
         raise CheckpointError(f"{path}: no published CSNet: {type(error).__name__}: {error!s:.300}") from None
     assert isinstance(network, CSNet)
     setattr(network, MEMORY, PREPROCESSING)
@@ -59,9 +63,14 @@ def _read(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch's own kinds differ from version to version
         raise CheckpointError(f"{path}: no file of tensors alone: {type(error).__name__}: {error!s:.200}") from None
     tensors = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise CheckpointError(f"{path}: a dictionary with state_dict, tensors by name, is needed")
+    if not isinstance(tensors, Mapping) or not all(_is_plain(name, value) for name, value in tensors.items()):
+        raise CheckpointError(f"{path}: a dictionary with state_dict, plain tensors by name, is needed")
     return dict(tensors)
+
+
+def _is_plain(name: object, value: object) -> bool:
+    """Whether a tensor is dense, so that the file holds as much as its shape says."""
+    return isinstance(name, str) and isinstance(value, Tensor) and not value.is_sparse and value.is_contiguous()
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -5,23 +5,24 @@ Gao et al., Highly Efficient Salient Object Detection with 100K Parameters (ECCV
 activation, and no gradient through it. So channels come to like sizes, or to nothing, and ``gamma`` removes the latter.
 """
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from surgery.core.batch_norms import batch_norms_of, is_batch_norm
 from surgery.core.errors import TraceError
 from surgery.graph import ModelGraph, record
 from surgery.graph.dataflow import sole_user
 from surgery.training.recipe import RecipeError
 
 Activation = Callable[[Tensor], Tensor]
+Output = Tensor | Sequence[Tensor]
 
 
 class DynamicWeightDecay:
-    """Watches every BatchNorm with scales of a network in training mode.
+    """Watches every BatchNorm with scales of a network in training mode, until :meth:`close`.
 
     Args:
         strength: λ; 3 in the paper.
@@ -38,35 +39,53 @@ class DynamicWeightDecay:
                 f"dynamic_weight_decay={strength:g}: {type(network).__name__} has no BatchNorm with scales, which it "
                 "acts on; 0 is needed"
             )
-        self._means: dict[str, Tensor] = {}
+        self._means: dict[str, list[Tensor]] = {}
         behind = _watched(network)
-        for name, norm in self.norms.items():
-            module, activation = behind.get(name, (norm, None))
+        self._handles = [
             module.register_forward_hook(self._watch(name, activation))
+            for name, norm in self.norms.items()
+            for module, activation in [behind.get(name, (norm, None))]
+        ]
 
-    def _watch(self, name: str, activation: Activation | None) -> Callable[[nn.Module, object, Tensor], None]:
-        def hook(module: nn.Module, inputs: object, y: Tensor) -> None:
-            if not module.training:
+    def _watch(self, name: str, activation: Activation | None) -> Callable[[nn.Module, object, Output], None]:
+        norm = self.norms[name]
+
+        def hook(module: nn.Module, inputs: object, output: Output) -> None:
+            if not norm.training or not norm.weight.requires_grad:
                 return
             with torch.no_grad():
-                seen = y.detach() if activation is None else activation(y.detach().clone())
-                mean = seen.float().flatten(2).mean(2) if seen.ndim > 2 else seen.float()
-                self._means[name] = mean.abs().mean(0)
+                maps = [output.detach()] if isinstance(output, Tensor) else [y.detach() for y in output]
+                means = [_mean(y if activation is None else activation(y.clone())) for y in maps]
+                self._means.setdefault(name, []).append(torch.cat(means, 1).abs().mean(0))
 
         return hook
 
     def loss(self) -> Tensor:
-        """λ · Σ ½ · mean over images of |GAP(y)| · γ² of the forward just made; a scalar, float32."""
-        scales = {name: cast(Tensor, self.norms[name].weight).float() for name in self._means}
-        terms = [0.5 * (mean * scales[name].square()).sum() for name, mean in self._means.items()]
+        """λ · Σ ½ · mean over images of |GAP(y)| · γ² of the forward just made; a scalar, float32.
+
+        Of a norm that ran several times the mean over its calls; norms in eval mode, and frozen ones, count nothing.
+        """
+        terms = [
+            0.5 * (torch.stack(means).mean(0) * self.norms[name].weight.float().square()).sum()
+            for name, means in self._means.items()
+        ]
         self._means = {}
-        return self.strength * torch.stack(terms).sum()
+        return self.strength * torch.stack(terms).sum() if terms else torch.zeros(())
+
+    def close(self) -> None:
+        """Watch no longer."""
+        for handle in self._handles:
+            handle.remove()
 
 
-def scaling_norms(network: nn.Module) -> dict[str, nn.Module]:
+def _mean(y: Tensor) -> Tensor:
+    """Of each channel of each image: (N, C)."""
+    return y.float().flatten(2).mean(2) if y.ndim > 2 else y.float()
+
+
+def scaling_norms(network: nn.Module) -> dict[str, Any]:
     """The BatchNorms with scales, by name."""
-    norms = {name: m for name, m in network.named_modules() if isinstance(m, _BatchNorm)}
-    return {name: norm for name, norm in norms.items() if norm.weight is not None}
+    return {name: norm for name, norm in batch_norms_of(network).items() if norm.weight is not None}
 
 
 def _watched(network: nn.Module) -> dict[str, tuple[nn.Module, Activation | None]]:
@@ -82,18 +101,33 @@ def _watched(network: nn.Module) -> dict[str, tuple[nn.Module, Activation | None
     watched = {}
     for node in graph:
         name = node.meta.get("module")
-        behind = sole_user(node) if node.meta.get("kind") == "norm" and name else None
-        if behind is not None and behind.meta.get("kind") == "act":
-            watched[str(name)] = _behind(graph, modules, modules[str(name)], behind)
+        norm = modules.get(name or "")
+        if name is None or norm is None or not is_batch_norm(norm):
+            continue
+        several = not isinstance(node.meta["shapes"], tuple)
+        act = _activation_behind(next(iter(node.users), node) if several else node)
+        if act is not None:
+            watched[str(name)] = _behind(graph, modules, norm, act, several)
     return watched
 
 
+def _activation_behind(node: fx.Node) -> fx.Node | None:
+    """The activation that alone reads a map, past what does nothing."""
+    after = sole_user(node)
+    while after is not None and after.meta.get("kind") == "identity":
+        several = after.meta["shape"] is None
+        after = sole_user(next(iter(after.users), after)) if several else sole_user(after)
+    return after if after is not None and after.meta.get("kind") == "act" else None
+
+
 def _behind(
-    graph: ModelGraph, modules: dict[str, nn.Module], norm: nn.Module, node: fx.Node
+    graph: ModelGraph, modules: dict[str, nn.Module], norm: nn.Module, node: fx.Node, several: bool
 ) -> tuple[nn.Module, Activation | None]:
     """An activation that is a module of its own is watched itself; one that others use too is applied once more."""
     name = node.meta.get("module")
     if name is None:
+        if any(isinstance(argument, fx.Node) for argument in (*node.args[1:], *node.kwargs.values())):
+            return norm, None  # what it takes besides is not at hand
         return norm, lambda y: node.target(y, *node.args[1:], **node.kwargs)  # type: ignore[operator]
     act = modules[name]
-    return (act, None) if graph.called_once(name) else (norm, act.forward)
+    return (act, None) if graph.called_once(name) and not several else (norm, act.forward)

@@ -70,6 +70,8 @@ def train(
         history = training.run(reached)
         model.load_state_dict(training.weights())
     finally:
+        if training.dynamic_decay is not None:
+            training.dynamic_decay.close()
         spec.accelerator.free_memory()
     return model.to(spec.accelerator.device).eval(), history
 

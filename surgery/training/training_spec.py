@@ -10,7 +10,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from timm.layers import convert_sync_batchnorm
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from surgery.core.batch_norms import batch_norms_of
 from surgery.training.recipe import RecipeError, TrainSettings
 from surgery.training.task import Task
 
@@ -64,6 +66,9 @@ def check_execution(accelerator: Accelerator, model: nn.Module, execution: Execu
         )
     if execution.sync_bn and accelerator.num_processes > 1 and accelerator.device.type == "cpu":
         raise RecipeError("sync_bn=true: torch's SyncBatchNorm needs GPUs; false is needed on CPUs")
+    own = next((name for name, norm in batch_norms_of(model).items() if not isinstance(norm, _BatchNorm)), None)
+    if execution.sync_bn and accelerator.num_processes > 1 and own is not None:
+        raise RecipeError(f"sync_bn=true: {own!r} normalises several maps and cannot be synchronised; false is needed")
 
 
 def student_copy(accelerator: Accelerator, model: nn.Module, execution: Execution) -> nn.Module:

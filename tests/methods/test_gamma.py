@@ -128,3 +128,16 @@ def test_nothing_below_the_threshold_is_told_with_the_smallest_scale():
     model = chain(nn.Conv2d(3, 4, 1), norm(1, -0.5, 3, 4), nn.ReLU())
     note = surgery.plan(model, "gamma", threshold=1e-3, input_size=8).notes[0]
     assert "no channel has |γ| below threshold=0.001: the smallest is 0.5" in note
+
+
+def test_biases_of_attention_are_no_maps():
+    model = timm.create_model("levit_128s").eval()
+    assert surgery.plan(model, "gamma", macs=0.9, input_size=224).sites
+
+
+@pytest.mark.parametrize("options", [{"keep": {"a": 0.5}}, {"rule": "uniform"}, {"normalise": True}, {"steps": 2}])
+def test_a_threshold_goes_alone(options):
+    with pytest.raises(ValueError, match="not with threshold=0.1|are set: one of them"):
+        GammaConfig(threshold=0.1, **options)
+    with pytest.raises(ValueError, match="threshold=True"):
+        GammaConfig(threshold=True)

@@ -133,6 +133,28 @@ def test_files_that_are_no_published_csnet(tmp_path):
         load_published_csnet(tmp_path / "text.pth")
 
 
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"stage0.0.conv1x1.bns.0.weight": torch.tensor(1.0)},
+        {1: torch.ones(2)},
+        {"stage0.0.conv1x1.bns.0.weight": torch.ones(1).expand(2**17)},
+    ],
+)
+def test_tensors_of_no_network(tensors, tmp_path):
+    torch.save({"state_dict": tensors}, tmp_path / "wrong.pth")
+    with pytest.raises(CheckpointError, match="wrong.pth"):
+        load_published_csnet(tmp_path / "wrong.pth")
+
+
+def test_widths_that_no_tensor_has_allocate_nothing(tmp_path):
+    tensors = published_form(surgery.create("csnet", widths=NARROW))
+    wide = {k: torch.ones(2**16) if k.startswith("stage0.0.conv1x1.bns.") else t for k, t in tensors.items()}
+    torch.save({"state_dict": wide}, tmp_path / "wide.pth")
+    with pytest.raises(CheckpointError, match="its tensors are not those of a network of its widths"):
+        load_published_csnet(tmp_path / "wide.pth")
+
+
 @pytest.mark.parametrize("name,values,params", [("csnet-L-x1", 98_027, 93_647), ("csnet-L-x2", 146_418, 140_894)])
 def test_published_weights(name, values, params):
     """The files themselves, where the data folder has them: ``SURGERY_DATA/weights/csnet-L-x1.pth.tar``."""

@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -133,3 +134,50 @@ def test_network_without_norms_is_refused():
 def test_not_with_a_compiled_network():
     with pytest.raises(RecipeError, match="compile=true: .*finetune.dynamic_weight_decay=0"):
         Recipe(compile=True, finetune=TrainSettings(dynamic_weight_decay=1.0))
+
+
+def test_norms_are_watched_past_what_does_nothing():
+    """timm's blocks have an Identity between norm and activation."""
+    model = timm.create_model("test_resnet")
+    decay = DynamicWeightDecay(model, 1.0)
+    watched = [m for m in model.modules() if isinstance(m, nn.ReLU) and m._forward_hooks]
+    assert len(watched) > 2
+    decay.close()
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+class FunctionalPReLU(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.slope = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return nn.functional.prelu(self.norm(self.conv(self.norm_input(x))), self.slope)
+
+    def norm_input(self, x):
+        return x
+
+
+def test_activations_with_parameters_of_their_own_are_not_applied_again():
+    model = FunctionalPReLU()
+    decay = DynamicWeightDecay(model, 1.0)
+    model(torch.randn(2, 3, 4, 4))
+    assert decay.loss().isfinite()
+
+
+def test_frozen_norms_do_not_decay():
+    model = network()
+    decay = DynamicWeightDecay(model, 1.0)
+    for norm in model.norms:
+        norm.eval()
+    model(torch.randn(2, 3, 4, 4))
+    assert decay.loss() == 0
+
+
+def test_a_norm_that_runs_twice_counts_with_the_mean_of_its_calls():
+    norm = nn.BatchNorm2d(4)
+    decay = DynamicWeightDecay(norm, 2.0)
+    nn.init.ones_(norm.bias)
+    for _ in range(2):
+        norm(torch.randn(3, 4, 5, 5))
+    assert decay.loss().item() == pytest.approx(4.0, rel=1e-4)  # 2 · ½ · 4 channels of mean 1

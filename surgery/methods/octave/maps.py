@@ -1,14 +1,14 @@
 """Modules for values that lie on two maps, a fine one and a coarse one of half its height and width."""
 
-from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, DropPath
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 from torch.utils._pytree import register_pytree_node
+from torchvision.ops import StochasticDepth
 
 from surgery.core.surgery_layer import OpCost, SurgeryLayer, WeightMaps
 from surgery.graph.trees import shapes_in
@@ -102,13 +102,16 @@ class RegionNorm(SurgeryLayer):
 
 
 class EachMap(nn.Module):
-    """A module without parameters, applied to each map by itself."""
+    """A module without parameters, applied to each map by itself; what drops whole images drops them on all maps."""
 
     def __init__(self, of: nn.Module) -> None:
         super().__init__()
         self.of = of
 
     def forward(self, maps: Maps) -> Maps:
+        if self.training and isinstance(self.of, DropPath | StochasticDepth):
+            factor = self.of(maps[0].new_ones(len(maps[0]), 1, 1, 1))
+            return Maps(x * factor for x in maps)
         return Maps(self.of(x) for x in maps)
 
 
@@ -136,18 +139,33 @@ class Merge(nn.Module):
         return torch.cat([larger(x, times, size, self.upsampling) for times, x in enumerate(maps)], 1)
 
 
-class RegionEdge(nn.Sequential):
-    """The first or last module of a region, with what splits in front of it or merges behind it.
+class RegionEdge(nn.Module):
+    """The first or last module of a region, ``base``, with what splits in front of it or merges behind it.
 
-    It also takes the state dict of ``base`` alone, under the names that this had before.
+    Its attributes are those of ``base`` besides its own, and it also takes the state dict of ``base`` alone, under the
+    names that this had before.
     """
 
     def __init__(self, base: nn.Module, split: nn.Module | None = None, merge: nn.Module | None = None) -> None:
-        parts = {"split": split, "base": base, "merge": merge}
-        super().__init__(OrderedDict((name, part) for name, part in parts.items() if part is not None))
+        super().__init__()
+        self.split, self.base, self.merge = split, base, merge
+
+    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        y = self.base(x if self.split is None else self.split(x), *args, **kwargs)
+        return y if self.merge is None else self.merge(y)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base":
+                raise
+            return getattr(self.base, name)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        own = f"{prefix}base."
-        for key in [key for key in state_dict if key.startswith(prefix) and not key.startswith(own)]:
-            state_dict[f"{own}{key.removeprefix(prefix)}"] = state_dict.pop(key)
+        own = self.base.state_dict().keys()
+        present = {key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}
+        if own <= present and not {f"base.{key}" for key in own} <= present:
+            for key in own:
+                state_dict[f"{prefix}base.{key}"] = state_dict.pop(f"{prefix}{key}")
         super()._load_from_state_dict(state_dict, prefix, *arguments)

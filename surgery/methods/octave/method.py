@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from surgery.core.errors import check_choice
-from surgery.graph import ModelGraph
+from surgery.core.errors import SurgeryError, check_choice
+from surgery.graph import ModelGraph, record
+from surgery.graph.recorder import record_training
 from surgery.methods.octave.regions import Region, RegionFinder
 from surgery.methods.octave.scales import POOLINGS, UPSAMPLINGS
 from surgery.methods.octave.transform import OctaveRegion, check_alpha
 from surgery.planning.decision import Decision, PlanRow
 from surgery.planning.evidence import Evidence, Kind
 from surgery.planning.registry import Proposal, register
+from surgery.planning.rehearsal import rehearsed_model
 from surgery.planning.selection import Selection
 from surgery.planning.sites import Skipped
 
@@ -55,10 +57,11 @@ class Octave:
         selection.check([region.first for region in finder.regions] + [n for r in finder.regions for n in r.convs])
         decisions = []
         for region in finder.regions:
-            if reason := _unwanted(region, selection):
+            decision = _decision(graph, region, config)
+            if reason := _unwanted(region, selection) or _failure(graph, decision):
                 skipped.append(Skipped(region.first, reason))
             else:
-                decisions.append(_decision(graph, region, config))
+                decisions.append(decision)
         return Proposal(decisions, skipped)
 
 
@@ -67,6 +70,19 @@ def _unwanted(region: Region, selection: Selection) -> str:
     reasons = [selection.unwanted(name) for name in region.convs]
     excluded = next((reason for reason in reasons if "exclude" in reason), "")
     return excluded or ("" if "" in reasons else reasons[0])
+
+
+def _failure(graph: ModelGraph, decision: Decision) -> str:
+    """Why the network does not run with a region on two maps, or gives something else than it did; or ""."""
+    try:
+        trial = rehearsed_model(graph, [decision])
+        changed = record(trial, graph.input_shape)
+        if not graph.needs_values:
+            record_training(trial, graph.input_shape)
+    except SurgeryError as error:
+        return f"its forward does not take two maps ({error!s:.200})"
+    shapes = [next(iter(reversed(list(one)))).meta["shapes"] for one in (graph, changed)]
+    return "" if shapes[0] == shapes[1] else "the network would give something else than it does"
 
 
 def _decision(graph: ModelGraph, region: Region, config: OctaveConfig) -> Decision:

@@ -1,8 +1,10 @@
 """Regions of a network in which values can lie on two maps: runs of modules that take and give one map."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from timm.layers import BatchNormAct2d
 from torch import fx, nn
 
 from surgery.graph import ModelGraph
@@ -11,7 +13,7 @@ from surgery.methods.octave.scales import split_channels
 from surgery.planning.sites import Skipped
 
 LEAST_CONVS = 2
-LEAST_SIDE = 2  # of the smallest fine map, in pixels
+LEAST_SIDE = 3  # of the smallest fine map, in pixels: the coarse one has more than one value to normalise by
 
 
 @dataclass
@@ -58,10 +60,11 @@ class RegionFinder:
         if name and isinstance(self.graph.modules[name], nn.Sequential):
             runs = self._runs(obstacles)
         else:
-            runs = [[child] for child in obstacles if self._whole(child, obstacles)]
+            runs = [self._unpacked(child) for child in obstacles if self._whole(child, obstacles)]
         for run in runs:
             self._take(run, obstacle)
-        taken = {child for run in runs for child in run}
+        taken = {child for child in obstacles if any(_below(run[0], child) for run in runs)}
+        taken |= {child for run in runs for child in run}
         for child in [child for child in obstacles if child not in taken]:
             if any(True for _ in self.graph.modules[child].children()):
                 self._visit_children(child, obstacles[child])
@@ -78,10 +81,30 @@ class RegionFinder:
             if not self._whole(child, obstacles):
                 runs.append([])
                 continue
+            if runs[-1] and not self._reads_alone(child, runs[-1][-1]):
+                runs.append([])
             runs[-1].append(child)
             if child in self._asked_for:
                 runs.append([])
         return [run for run in runs if run]
+
+    def _reads_alone(self, name: str, before: str) -> bool:
+        """Whether a module, and nothing else, reads what another gives, and reads nothing else."""
+        nodes, source_nodes = self._inside([name]), self._exits(self._inside([before]))
+        return self._entries(nodes) == source_nodes and all(
+            user in nodes for node in source_nodes for user in node.users
+        )
+
+    def _unpacked(self, name: str) -> list[str]:
+        """The children of a Sequential in its place, so that it keeps its length and what it holds."""
+        module = self.graph.modules[name]
+        children = [f"{name}.{child}" for child, _ in module.named_children()]
+        if type(module) is not nn.Sequential or not children or any(not self._inside([child]) for child in children):
+            return [name]
+        if any(not self.graph.called_once(child) or self._obstacle(child) for child in children):
+            return [name]
+        chained = all(self._reads_alone(child, before) for before, child in itertools.pairwise(children))
+        return children if chained else [name]
 
     def _reaches_across(self, name: str) -> bool:
         return any(asked.startswith(f"{name}.") for asked in self._asked_for)
@@ -91,6 +114,8 @@ class RegionFinder:
 
     def _obstacle(self, name: str) -> str:
         """Why a module cannot be in a region, or ""."""
+        if any(_hooked(module) for below, module in self.graph.modules.items() if _below(below, name)):
+            return f"{name} has forward hooks, or a module in it"
         if not self.graph.called_once(name):
             return "shared: called more than once in a forward, or registered under several names"
         nodes = self._inside([name])
@@ -116,7 +141,8 @@ class RegionFinder:
         if kind == "norm":
             return _unsuitable_norm(module, name, self.alpha) or self._shared(name)
         if kind in ("act", "identity") and not [*module.parameters(), *module.buffers()]:
-            return ""
+            held_once = self.graph.aliases[id(module)] == 1
+            return "" if held_once else f"{name} is registered under several names"
         return f"{name} is a {type(module).__name__}, which is not followed"
 
     def _shared(self, name: str) -> str:
@@ -133,6 +159,8 @@ class RegionFinder:
     def _take(self, run: Sequence[str], obstacle: str) -> None:
         """Make a region of a run of modules where it is worth it; else say of its convolutions why not."""
         nodes = self._inside(run)
+        if len(self._entries(nodes)) != 1 or len(self._exits(nodes)) != 1:
+            return
         (entry,) = self._entries(nodes)
         region = Region(run[0], run[-1], int(entry.meta["shape"][1]))
         for node in nodes:
@@ -170,11 +198,18 @@ class RegionFinder:
 
 def _feature_modules(model: nn.Module) -> tuple[str, ...]:
     """Modules whose outputs timm hands out (``features_only``, ``forward_intermediates``)."""
-    info = getattr(model, "feature_info", None)
-    entries = getattr(info, "info", info)
-    if not isinstance(entries, list | tuple):
-        return ()
-    return tuple(str(entry["module"]) for entry in entries if isinstance(entry, dict) and "module" in entry)
+    names = []
+    for prefix, module in model.named_modules():
+        info = vars(module).get("feature_info")
+        entries = getattr(info, "info", info)
+        if isinstance(entries, list | tuple):
+            listed = [str(entry["module"]) for entry in entries if isinstance(entry, dict) and "module" in entry]
+            names += [f"{prefix}.{name}".strip(".") for name in listed]
+    return tuple(names)
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _unsuitable_conv(conv: nn.Conv2d, name: str, alpha: float) -> str:
@@ -195,8 +230,9 @@ def _unsuitable_conv(conv: nn.Conv2d, name: str, alpha: float) -> str:
 
 
 def _unsuitable_norm(module: nn.Module, name: str, alpha: float) -> str:
-    if not isinstance(module, nn.BatchNorm2d) or module.running_mean is None or module.momentum is None:
+    if type(module) not in (nn.BatchNorm2d, BatchNormAct2d) or module.running_mean is None or module.momentum is None:
         return f"{name} is a {type(module).__name__}: a BatchNorm2d with running statistics is needed"
+    assert isinstance(module, nn.BatchNorm2d)
     return "" if len(split_channels(module.num_features, alpha)) == 2 else f"{name} cannot be split"
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from surgery.core.errors import SurgeryError, check_choice
@@ -42,6 +43,9 @@ class OctaveRegion(Transform):
         module_name("last", self.last)
         for name in ("convs", "norms", "others"):
             object.__setattr__(self, name, module_names(name, getattr(self, name)))
+        names = [*self.convs, *self.norms, *self.others]
+        if not self.convs or len(set(names)) < len(names):
+            raise ValueError(f"convs, norms and others are {names!r:.200}: one convolution at least, each module once")
         check_alpha(self.alpha)
         check_choice("pooling", self.pooling, POOLINGS)
         check_choice("upsampling", self.upsampling, UPSAMPLINGS)
@@ -59,21 +63,22 @@ class OctaveRegion(Transform):
                 raise SurgeryError(f"{name!r} has no running statistics")
             put(model, name, RegionNorm(norm, split_channels(norm.num_features, self.alpha)))
         for name in self.others:
-            put(model, name, EachMap(submodule(model, name)))
+            put(model, name, EachMap(_unwrapped(model, name, EachMap)))
         split, merge = None if entry else Split(split_channels(self.channels, self.alpha)), Merge(self.upsampling)
         if self.first == self.last:
-            put(model, self.first, RegionEdge(submodule(model, self.first), split, merge))
+            put(model, self.first, RegionEdge(_unwrapped(model, self.first), split, merge))
             return
         if split is not None:
-            put(model, self.first, RegionEdge(submodule(model, self.first), split=split))
-        put(model, self.last, RegionEdge(submodule(model, self.last), merge=merge))
+            put(model, self.first, RegionEdge(_unwrapped(model, self.first), split=split))
+        put(model, self.last, RegionEdge(_unwrapped(model, self.last), merge=merge))
 
     def _region_conv(self, conv: nn.Conv2d, name: str, entry: bool) -> RegionConv:
         inputs = (conv.in_channels,) if entry else split_channels(conv.in_channels, self.alpha)
         outputs = split_channels(conv.out_channels, self.alpha)
         links = ((0, 0), (1, 1)) if conv.groups > 1 else ()
         try:
-            layer = RegionConv(Scales(inputs, outputs, links=links), self._shape(conv))
+            with torch.device("meta"):  # nothing is drawn for what is thrown away
+                layer = RegionConv(Scales(inputs, outputs, links=links), self._shape(conv))
         except ValueError as error:
             raise SurgeryError(f"{name!r}: {error}") from None
         layer.weight, layer.bias = cast(nn.Parameter, conv.weight), cast("nn.Parameter | None", conv.bias)
@@ -111,6 +116,14 @@ class OctaveRegion(Transform):
 
     def work(self, model: nn.Module) -> int:
         return 8 * CALL * (len(self.convs) + len(self.norms) + len(self.others))
+
+
+def _unwrapped(model: nn.Module, name: str, *kinds: type[nn.Module]) -> nn.Module:
+    """A module that is no region's edge yet, and of none of these kinds."""
+    module: nn.Module = submodule(model, name)
+    if isinstance(module, (RegionEdge, *kinds)):
+        raise SurgeryError(f"{name!r} is the edge of a region already, or applied to each map")
+    return module
 
 
 def _both(values: Any) -> tuple[int, int]:

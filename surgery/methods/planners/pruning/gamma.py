@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from torch import fx, nn
 
+from surgery.core.surgery_layer import SurgeryLayer
 from surgery.graph import ModelGraph, record
 from surgery.graph.channel_classes import Coupling
 from surgery.graph.dataflow import conv_spec
@@ -61,6 +62,8 @@ class _Left:
             "add": self._added,
             "cat": self._concatenated,
             "reshape": self._flattened,
+            "item": self._of_several,
+            "surgery": self._of_several,
         } | dict.fromkeys(_SAME, self._first)
         values = rules[kind](node) if kind in rules and node.all_input_nodes else whole
         return values if values.shape == whole.shape else whole
@@ -75,6 +78,20 @@ class _Left:
             return before
         return np.minimum(before, weight.detach().double().abs().cpu().numpy())
 
+    def _of_several(self, node: fx.Node) -> np.ndarray:
+        """One of several maps: of a norm of them all, or handed on."""
+        source, position = (node.all_input_nodes[0], node.args[1]) if node.meta["kind"] == "item" else (node, 0)
+        layer = self._graph.modules.get(source.meta.get("module") or "")
+        if source.meta.get("kind") == "identity" and isinstance(position, int):
+            return self.of(source.all_input_nodes[position])
+        maps = layer.weight_maps() if isinstance(layer, SurgeryLayer) else None
+        weight = getattr(layer, "weight", None)
+        if maps is None or not maps.per_channel or weight is None or not isinstance(position, int):
+            return np.array([math.inf])
+        own = weight.detach().double().abs().cpu().split(maps.in_channels)[position].numpy()
+        before = self.of(source.all_input_nodes[position])
+        return np.minimum(before, own) if before.shape == own.shape else own
+
     def _convolved(self, node: fx.Node) -> np.ndarray:
         """A depth-wise convolution hands its channels on; another mixes them, and what it gives is new."""
         spec, before = conv_spec(self._graph, node), self._first(node)
@@ -83,8 +100,13 @@ class _Left:
         return np.full(spec.out_channels, math.inf)
 
     def _added(self, node: fx.Node) -> np.ndarray:
-        operands = [self.of(source) for source in node.all_input_nodes]
-        return np.max(np.broadcast_arrays(*operands), axis=0)
+        """Infinite where what is added are no maps of the same channels."""
+        operands = [
+            self.of(source) for source in node.all_input_nodes if source.meta.get("shape") == node.meta["shape"]
+        ]
+        if not operands or len(operands) < len(node.all_input_nodes):
+            return np.array([math.inf])
+        return np.max(operands, axis=0)
 
     def _concatenated(self, node: fx.Node) -> np.ndarray:
         return np.concatenate([self.of(source) for source in node.all_input_nodes])
