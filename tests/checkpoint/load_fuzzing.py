@@ -46,6 +46,7 @@ from surgery.checkpoint.builder_arguments import _names as names_of
 from surgery.checkpoint.model_file import _digest, _ordered
 from surgery.checkpoint.source import _BUILDERS
 from surgery.core.errors import CheckpointError
+from surgery.methods.fbs.transform import WithWholeBias
 from surgery.planning.registry import discover
 from surgery.transforms.carry_out import apply
 from surgery.transforms.layer_kinds import Insertion, LayerKind, register_layer
@@ -179,6 +180,8 @@ def _written(folder: Path) -> list[Sound]:
     foreign = create("fuzzed_vgg")
     options = {"factor": 2.0, "names": ["a"], "limits": {"a": 1}}
     apply(foreign, [Unchecked("features.0", (1.0, 2.0)), Replace("features.0", "fuzzed", (3, 8), options)])
+    earlier = create("cifar_resnet", **small)
+    apply(earlier, [WithWholeBias("layer1.0.conv1", (64, 8), "layer1.0.bn1", "layer1.0.act1")])
     models: list[tuple[nn.Module, Preprocessing | None]] = [
         (create("timm/test_resnet", num_classes=3), None),
         (create("timm/resnetblur50", **small), None),  # buffers that no state dict holds
@@ -194,6 +197,7 @@ def _written(folder: Path) -> list[Sound]:
         (surgery.convert(create("pspnet", **pspnet), zeta=4, input_size=(3, 64, 64)), prepared),
         (create("torchvision/squeezenet1_1", num_classes=3), None),
         (foreign, None),
+        (earlier, None),
         (convert(create("cifar_resnet", **small), "fbs", schedule=[1, 0.8]), None),
         (convert(create("cifar_resnet", **small), "se", ratio=4), None),
         (convert(create("cifar_resnet", **small), "octave"), None),

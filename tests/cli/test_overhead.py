@@ -43,8 +43,8 @@ def test_files(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--channels", "15"), "--channels 15: a whole number >= 16 is needed"),
-        (("--sizes", "8,0"), "--sizes 8,0: whole numbers >= 1 such as 112,56 are needed"),
+        (("--channels", "15"), "--channels 15: a whole number >= 16, and at most 1048576, is needed"),
+        (("--sizes", "8,0"), "--sizes 8,0: whole numbers >= 1 such as 112,56, and at most 1048576, are needed"),
         (("--seconds", "nan"), "--seconds nan: a positive number is needed"),
         (("--plot", "nowhere/o.png"), "--plot 'nowhere/o.png': cannot be written; a file in a folder"),
         (("--json", "."), "--json '.': cannot be written; a file in a folder"),

@@ -46,7 +46,7 @@ def test_a_method_without_one_comes_near_by_sites_or_by_zeta(original, budget):
 
 
 def test_smaller_images(original):
-    recipe = load_recipe(find_recipe("quickstart"))
+    recipe = load_recipe(find_recipe("quickstart"), ["data.image_size=32"])
     side = resolution_budget(recipe, original, 0.5).image_size
     costs = {size: surgery.cost(original, size).macs for size in (side - 1, side, side + 1, 32)}
     distances = {size: abs(macs / costs[32] - 0.5) for size, macs in costs.items()}

@@ -281,8 +281,8 @@ def test_dry_run_prints_what_would_be_done(capsys):
     for expected in (
         "epochs: 3",
         "layer1.0.conv1",
-        "converted  11.85 M",
-        "a batch: (64, 3, 32, 32) float32, (64,) int64",
+        "converted   8.85 M",
+        "a batch: (64, 3, 24, 24) float32, (64,) int64",
     ):
         assert expected in out
     assert finetune.main(["--dry-run", "surgery.options={taw: 0.3}"]) == 2
