@@ -46,6 +46,11 @@ class DynamicWeightDecay:
             for name, norm in self.norms.items()
             for module, activation in [behind.get(name, (norm, None))]
         ]
+        self._handles.append(network.register_forward_pre_hook(self._begin))
+
+    def _begin(self, network: nn.Module, inputs: object) -> None:
+        """Forget what activation checkpointing computed again in the backward before."""
+        self._means = {}
 
     def _watch(self, name: str, activation: Activation | None) -> Callable[[nn.Module, object, Output], None]:
         norm = self.norms[name]

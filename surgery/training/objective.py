@@ -61,7 +61,7 @@ def make_optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.O
 
 def _without_scales(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Groups of parameters: all but BatchNorms' scales, and these, which do not decay."""
-    scales = [norm.weight for norm in scaling_norms(network).values()]
+    scales = [norm.weight for norm in scaling_norms(network).values() if norm.weight.requires_grad]
     own = {id(scale) for scale in scales}
     others = [p for p in network.parameters() if p.requires_grad and id(p) not in own]
     return [{"params": others, "weight_decay": weight_decay}, {"params": scales, "weight_decay": 0.0}]

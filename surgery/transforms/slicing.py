@@ -204,9 +204,7 @@ class _Slice:
         kept = {} if keep is None else keep.get((self.name, self.parameter), {})
         if keep is not None and not kept and isinstance(self.module, nn.Conv2d | nn.Linear):
             kept = {0: keep[self.name, "weight"][0]}
-        return {
-            dim: torch.as_tensor(kept[dim]) if dim in kept else torch.arange(size) for dim, size in self.dims.items()
-        }
+        return {dim: torch.as_tensor(kept[dim]) if kept else torch.arange(size) for dim, size in self.dims.items()}
 
     def set(self, sliced: Mapping[int, Tensor]) -> None:
         if self.tensor is not None:
@@ -259,7 +257,10 @@ def _maps_slices(model: nn.Module, name: str, sides: list[list[int]]) -> Iterato
     for parameter, tensor in [*layer._parameters.items(), *layer._buffers.items()]:
         if tensor is not None and tensor.ndim:
             both = parameter == "weight" and not maps.per_channel
-            yield _Slice(name, layer, parameter, {0: out, 1: into} if both else {0: out}, tensor)
+            sizes_left = {0: out, 1: into} if both else {0: out}
+            dims = {dim: size for dim, size in sizes_left.items() if size < tensor.shape[dim]}
+            if dims:
+                yield _Slice(name, layer, parameter, dims, tensor)
     left = WeightMaps(tuple(sides[0]), tuple(sides[1]), maps.per_channel)
     yield _Slice(name, layer, numbers=layer.narrowed(left))
 

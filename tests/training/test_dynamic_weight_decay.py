@@ -174,10 +174,32 @@ def test_frozen_norms_do_not_decay():
     assert decay.loss() == 0
 
 
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+        nn.init.ones_(self.norm.bias)
+
+    def forward(self, x):
+        return self.norm(x) + self.norm(2 * x)
+
+
 def test_a_norm_that_runs_twice_counts_with_the_mean_of_its_calls():
-    norm = nn.BatchNorm2d(4)
-    decay = DynamicWeightDecay(norm, 2.0)
-    nn.init.ones_(norm.bias)
-    for _ in range(2):
-        norm(torch.randn(3, 4, 5, 5))
+    model = Twice()
+    decay = DynamicWeightDecay(model, 2.0)
+    model(torch.randn(3, 4, 5, 5))
     assert decay.loss().item() == pytest.approx(4.0, rel=1e-4)  # 2 · ½ · 4 channels of mean 1
+
+
+def test_what_checkpointing_computes_again_does_not_count():
+    model = timm.create_model("test_resnet", num_classes=3)
+    model.set_grad_checkpointing()
+    decay = DynamicWeightDecay(model.train(), 1.0)
+    x = torch.randn(4, 3, 32, 32)
+    logits = model(torch.rand(4, 3, 32, 32))
+    decay.loss()
+    logits.sum().backward()  # which runs the blocks once more
+    model(x)
+    after_steps = decay.loss()
+    model(x)
+    torch.testing.assert_close(decay.loss(), after_steps)
