@@ -2,7 +2,7 @@
 
 A recipe is a small file of plain values. So YAML's anchors and aliases, by which few lines stand for billions of
 values, are refused, as are keys that occur twice, values nested deeper than any recipe's, and files that are too large.
-A date is a text, as is 1:30, which YAML 1.1 takes for 90.
+A date is a text, as is 1:30, which YAML 1.1 takes for 90; and 1e-3 is a number, which YAML 1.1 takes for a text.
 """
 
 import re
@@ -17,11 +17,13 @@ from surgery.training.recipe_errors import RecipeError, shown
 BYTES = 1 << 16
 DEPTH = 16
 DATE = "tag:yaml.org,2002:timestamp"
+FLOAT = "tag:yaml.org,2002:float"
+WITH_EXPONENT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 NUMBERS = {
     tag: re.compile(rf"(?!.*:)(?:{pattern.pattern})", re.VERBOSE)
     for resolvers in yaml.SafeLoader.yaml_implicit_resolvers.values()
     for tag, pattern in resolvers
-    if tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+    if tag in ("tag:yaml.org,2002:int", FLOAT)
 }
 
 
@@ -34,12 +36,14 @@ class _Refused(yaml.YAMLError):
 
 
 def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
-    """Those of SafeLoader by first character, without dates and numbers of base 60."""
-    without_dates = {
+    """Those of SafeLoader by first character, without dates and numbers of base 60, and with 1e-3 as a number."""
+    recipe_resolvers = {
         first: [(tag, NUMBERS.get(tag, pattern)) for tag, pattern in resolvers if tag != DATE]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-    return {first: resolvers for first, resolvers in without_dates.items() if resolvers}
+    for first in "+-.0123456789":
+        recipe_resolvers.setdefault(first, []).append((FLOAT, WITH_EXPONENT))
+    return {first: resolvers for first, resolvers in recipe_resolvers.items() if resolvers}
 
 
 class _Loader(yaml.SafeLoader):

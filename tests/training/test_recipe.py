@@ -39,6 +39,12 @@ def test_a_date_is_a_text():
     assert load_recipe(RECIPES[0], ["output=2026-01-02"]).output == "2026-01-02"
 
 
+def test_a_number_needs_no_point_before_its_exponent():
+    """YAML 1.1 takes 1e-20 for a text, wherever no type says otherwise."""
+    options = load_recipe(RECIPES[0], ["surgery.options={threshold: 1e-3, keep: [1E+2, .5e3]}"]).surgery.options
+    assert options == {"threshold": 1e-3, "keep": [100.0, 500.0]}
+
+
 def test_blocks_fade_to_nothing_in_the_last_of_several_epochs():
     def weights(epochs, fade):
         train = load_recipe(
