@@ -83,7 +83,7 @@ def test_images_grow_until_two_thirds_of_the_epochs():
         ("baseline.warmup_epochs=500", r"baseline\.warmup_epochs=500: at most baseline\.epochs=\d+ is needed"),
         ("seed=-1", "seed=-1: a whole number from 0 to 2147483647"),
         ("seeds=0", "seeds=0: a whole number from 1 to 1000"),
-        ("seeds=1e9", "seeds='1e9': a whole number from 1 to 1000"),
+        ("seeds=1e9", r"seeds=1000000000\.0: a whole number from 1 to 1000"),
         ("seeds=1000000000", "seeds=1000000000: a whole number from 1 to 1000"),
         ("seed=" + "9" * 5000, "is no YAML value: Exceeds the limit"),
         ("seed=0x" + "f" * 5000, "seed=a int of absurd size: a whole number"),
