@@ -53,9 +53,10 @@ def _from_checkpoint(recipe: Recipe) -> Original:
     path = str(recipe.model.checkpoint)
     network = surgery.load(path)
     source: Source = getattr(network, MEMORY)
-    if recipe.model.kwargs and recipe.model.kwargs != source.kwargs:
+    other = {name: value for name, value in recipe.model.kwargs.items() if source.kwargs.get(name, ...) != value}
+    if other:
         raise RecipeError(
-            f"model.kwargs={recipe.model.kwargs}: model.checkpoint={path} is of {source}, which it is made with; "
+            f"model.kwargs has {other}: model.checkpoint={path} is of {source}, which it is made with; "
             "model.kwargs={} is needed, or model.weights=FILE for other arguments"
         )
     return Original(network, f"{path} ({source})")
