@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, conv2d
+from torch.nn.functional import avg_pool2d, conv2d, linear
 
 from surgery.core.surgery_layer import OpCost, SurgeryLayer, WeightMaps
 from surgery.graph.trees import shapes_in
@@ -111,6 +111,10 @@ class GOctConv(SurgeryLayer):
         return self._convolved(x, self.weight[rows, columns], bias, branch.groups, stride)
 
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, stride: int) -> Tensor:
+        if weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last):
+            return conv2d(x, weight, bias, stride, self.shape.padding, self.shape.dilation, groups)
+        if self.shape.kernel == (1, 1) and groups == stride == 1 and _on_cpu_by_pixel(x):
+            return linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
         return conv2d(x, weight, bias, stride, self.shape.padding, self.shape.dilation, groups)
 
     def _parts(self, branch: Branch, y: Tensor, sizes: Sequence[tuple[int, int]]) -> Iterator[tuple[int, Tensor]]:
@@ -206,6 +210,10 @@ class GOctConv(SurgeryLayer):
 
 def _strided(x: Tensor, stride: int) -> Tensor:
     return avg_pool2d(x, stride, ceil_mode=True, count_include_pad=False)
+
+
+def _on_cpu_by_pixel(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _is_plain(scales: Scales) -> bool:
