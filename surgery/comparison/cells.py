@@ -92,7 +92,7 @@ class Cell:
         """Raise RecipeError where the folder holds the same cell with other settings."""
         if not self.spec.exists():
             return
-        before, now = json.loads(self.spec.read_text())["recipe"], json.loads(json.dumps(self.recipe.to_dict()))
+        before, now = _with_defaults(json.loads(self.spec.read_text())["recipe"]), _plain(self.recipe)
         changed = [f"{key}={old!r:.60}, now {new!r:.60}" for key, old, new in _differences(before, now)]
         if changed:
             raise RecipeError(
@@ -104,6 +104,19 @@ def read_cell(path: Path) -> Cell:
     """The cell of a file that :meth:`Cell.write_spec` wrote."""
     content = json.loads(path.read_text())
     return Cell(content["name"], content["kind"], Recipe(**content["recipe"]))
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(json.dumps(recipe.to_dict()))
+    return values
+
+
+def _with_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
+    """An earlier version's recipe with the defaults of the keys that have come since; as it is if it is none now."""
+    try:
+        return _plain(Recipe(**recipe))
+    except (RecipeError, TypeError):
+        return recipe
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
