@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -28,6 +26,9 @@ PART_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test
 
 def digits(settings: DataSettings) -> ImageDataset:
     """scikit-learn's 1,797 handwritten digits (8×8, 10 classes), enlarged; one fifth is the test set."""
+    from sklearn.datasets import load_digits  # more than a second, which other datasets need not wait for
+    from sklearn.model_selection import train_test_split
+
     bunch = load_digits()
     size = (settings.image_size, settings.image_size)
     small = (bunch.images / 16 * 255).round().astype(np.uint8)

@@ -28,7 +28,9 @@ def test_a_folder_of_an_earlier_version_lacks_the_keys_that_have_come_since(tmp_
     cell.spec.write_text(json.dumps(spec))
     cell.check_spec()
     other = dataclasses.replace(cell.recipe, finetune=TrainSettings(optimizer="adam", betas=(0.9, 0.99)))
-    with pytest.raises(RecipeError, match=r"was run with finetune\.betas=None, now \[0\.9, 0\.99\]; finetune\.optimizer"):
+    with pytest.raises(
+        RecipeError, match=r"was run with finetune\.betas=None, now \[0\.9, 0\.99\]; finetune\.optimizer"
+    ):
         Cell("one", "original", other).check_spec()
     spec["recipe"]["finetune"]["forgotten"] = 1
     cell.spec.write_text(json.dumps(spec))
