@@ -4,9 +4,9 @@
     python benchmarks/decay.py --data FOLDER --seeds 1 --shares 0.1 baseline.epochs=10
 
 For every seed the recipe's network is trained with dynamic weight decay and, alike, with plain weight decay of all
-parameters (``baseline.dynamic_weight_decay=0``). Each is pruned by ``gamma`` until the shares of its parameters are
-left, and the first also at the threshold of the recipe; all are calibrated and fine-tuned alike. Below --output lie a
-folder for each run, decay.md and decay.png. The same command goes on where it was stopped. With --jobs N, N runs go on
+parameters (``baseline.dynamic_weight_decay=0``). Each is pruned by ``gamma`` at the threshold of the recipe, and until
+the shares of its parameters are left; all are calibrated and fine-tuned alike. Below --output lie a folder for each
+run, decay.md and decay.png. The same command goes on where it was stopped. With --jobs N, N runs go on
 at a time, each logged beside its folder.
 """
 
@@ -90,15 +90,9 @@ def _run(args: argparse.Namespace, recipes: dict[str, Recipe]) -> dict[Run, Poin
         for decay, recipe in recipes.items()
     }
     _run_all(list(originals.values()), args.jobs)
-    left = [f"{share:g}" for share in sorted(args.shares, reverse=True)]
-    pruned = {
-        run: _pruned(args.output, run, recipes[run.decay])
-        for seed in seeds
-        for run in (
-            *(Run(decay, share, seed) for share in left for decay in recipes),
-            Run("dynamic", GAP, seed),
-        )
-    }
+    left = [GAP, *(f"{share:g}" for share in sorted(args.shares, reverse=True))]
+    runs = [Run(decay, part, seed) for part in left for seed in seeds for decay in recipes]
+    pruned = {run: _pruned(args.output, run, recipes[run.decay]) for run in runs}
     _run_all(list(pruned.values()), args.jobs)
     return {run: _point(cell) for run, cell in (originals | pruned).items()}
 
@@ -138,9 +132,9 @@ def _point(cell: Cell) -> Point:
 def _markdown(points: dict[Run, Point], recipe: Recipe) -> str:
     seeds = len({run.seed for run in points})
     lines = [
-        f"{recipe.title}: {recipe.baseline.epochs} epochs, fine-tuned for {recipe.finetune.epochs}; {seeds} seeds, mean "
-        "± standard deviation. 'gap': γ below the recipe's threshold are gone; else the smallest γ, until that share of "
-        "the parameters is left.",
+        f"{recipe.title}: {recipe.baseline.epochs} epochs, fine-tuned for {recipe.finetune.epochs}; {seeds} seeds, "
+        "mean ± standard deviation. 'gap': γ below the recipe's threshold are gone; else the smallest γ, until that "
+        "share of the parameters is left.",
         "",
         "| weight decay | left | channels | parameters | MACs | max F (%) | MAE (%) |",
         "|---|---|---|---|---|---|---|",
@@ -188,7 +182,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", metavar="FOLDER", help="data.root of the recipe (default: SURGERY_DATA)")
     parser.add_argument("--output", type=Path, default=Path("runs/decay"), metavar="FOLDER")
     parser.add_argument("--seeds", type=_count, default=3)
-    parser.add_argument("--shares", type=_shares, default=[0.25, 0.1, 0.05], help="of the parameters: 0.25,0.1,0.05")
+    parser.add_argument(
+        "--shares", type=_shares, default=[0.05, 0.025, 0.0125], help="of the parameters: 0.05,0.025,0.0125"
+    )
     parser.add_argument(
         "--jobs", type=_count, default=1, metavar="N", help="runs at a time, each in a process of its own"
     )
