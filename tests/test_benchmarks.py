@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import surgery
+from tests.training.test_saliency_datasets import objects
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 
@@ -64,6 +65,30 @@ def test_recovery_of_every_variant_against_its_control(recovery, tmp_path, capsy
     assert recovery("--budgets", "1") == 0  # all of it is there
     assert "==" not in capsys.readouterr().out
     assert (tmp_path / "recovery.md").read_text() == table
+
+
+@pytest.mark.slow
+def test_both_decays_at_every_share(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    command = importlib.import_module("decay").main
+    objects(tmp_path / "data", count=4)
+    light = [f"data.root={tmp_path / 'data'}", "data.batch_size=2", "data.image_size=32", "model.kwargs={k: 0.5}"]
+    light += ["baseline.epochs=1", "baseline.warmup_epochs=0", "baseline.lr=0.02", "surgery.options={threshold: 0.99}"]
+    light += ["finetune.epochs=1", "surgery.calibrate=4", "threads=1"]
+    arguments = ["--output", str(tmp_path / "out"), "--seeds", "2", "--shares", "0.5", *light]
+    assert command(arguments) == 0
+    table = (tmp_path / "out" / "decay.md").read_text()
+    parameters = {}
+    for decay, left in itertools.product(("dynamic", "plain"), ("all", "gap", "0.5")):
+        (row,) = (line for line in table.splitlines() if line.startswith(f"| {decay} | {left} | "))
+        parameters[decay, left] = int(row.split("|")[4].replace(",", ""))
+        assert row.count(" ± ") == 2
+    assert parameters["plain", "0.5"] <= 0.5 * parameters["plain", "all"]
+    assert parameters["dynamic", "gap"] < parameters["dynamic", "all"] == parameters["plain", "all"]
+    assert (tmp_path / "out" / "decay.png").read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
+    assert command(arguments) == 0  # all of it is there
+    assert (tmp_path / "out" / "decay.md").read_text() == table
 
 
 @pytest.fixture

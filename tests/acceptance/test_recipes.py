@@ -31,7 +31,9 @@ PIXELS = {  # how files are laid out, classes
 }
 
 
-SURGERIES = {"sod": "gamma, keep 0.5"}  # as a plan's first line has it; the others': squeezes replaced
+SURGERIES = dict.fromkeys(
+    ("sod", "sod_few_images"), "gamma, keep 0.5"
+)  # as a plan's first line has it; the others': squeezes replaced
 
 
 def lay_out(root, name, parts, classes):
@@ -68,8 +70,8 @@ def test_dry_run(path, tmp_path, capsys):
     settings = [f"output={tmp_path / 'out'}"]
     if path.stem in PIXELS:
         settings += pixel_settings(path, tmp_path / "data")
-    elif path.stem == "sod":
-        settings += object_settings(tmp_path / "data")
+    elif path.stem in SURGERIES:
+        settings += [*object_settings(tmp_path / "data"), "surgery.calibrate=3"]
     elif LAYOUTS[path.stem]:
         lay_out(tmp_path / "data", *LAYOUTS[path.stem])
         settings += [f"data.root={tmp_path / 'data'}", "surgery.calibrate=3", *SMALL]
