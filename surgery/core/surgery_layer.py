@@ -122,13 +122,6 @@ class SurgeryLayer(nn.Module):
         """
         return None
 
-    def prepacked(self) -> nn.Module:
-        """A module that computes the same in eval mode from weights that lie as its kernels read them.
-
-        The layer itself must not change; where that saves nothing, it is its own prepacked form.
-        """
-        return self
-
     def lowered(self) -> nn.Module:
         """A module that computes the same in eval mode by plain PyTorch operators, which every exporter knows.
 

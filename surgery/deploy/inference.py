@@ -43,8 +43,8 @@ def optimize_for_inference(
     """A copy of a trained model that computes the same faster: save the model itself, this copy is for running.
 
     Folds every BatchNorm that follows one convolution into it, what surgery layers say of themselves can be folded, and
-    weights that are standardised at call time into plain ones; parts of a weight that are read by themselves are laid
-    out so. A convolution whose kernel covers its map becomes a product of matrices.
+    weights that are standardised at call time into plain ones. A convolution whose kernel covers its map becomes a
+    product of matrices.
 
     Args:
         model: converted or not, with weights; it is not changed.
@@ -73,7 +73,6 @@ def optimize_for_inference(
         fold_scaled(folded, pair)
     for name in covering_convs(record(folded, shape)):
         folded.set_submodule(name, WholeMapConv2d.wrap(folded.get_submodule(name)))  # type: ignore[arg-type]
-    folded = replace_layers(folded, lambda layer: layer.prepacked())
     _check_same(model, folded, shape)
     folded.requires_grad_(False)
     if channels_last:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import surgery
-from surgery.methods.octave.maps import RegionConv, RegionNorm
+from surgery.methods.octave.maps import RegionNorm
 
 
 def with_statistics(model):
@@ -37,12 +37,3 @@ def test_norms_of_each_map_are_folded():
     x = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(folded(x), model(x), rtol=1e-3, atol=1e-4)
-
-
-def test_convolutions_between_maps_have_a_weight_for_each_convolution():
-    converted = surgery.convert(timm.create_model("test_resnet", num_classes=3), "octave", input_size=64).eval()
-    folded = surgery.optimize_for_inference(converted, input_size=64)
-    packed = [m for m in folded.modules() if isinstance(m, RegionConv)]
-    assert packed
-    assert all(m.weight is None and len(m.packed) == len(m.branches) for m in packed)
-    assert all(m.packed is None for m in converted.modules() if isinstance(m, RegionConv))

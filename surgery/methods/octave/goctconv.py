@@ -1,6 +1,5 @@
 """gOctConv: a convolution from maps of any resolutions to maps of any resolutions, with one weight tensor."""
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -8,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, conv2d, linear
+from torch.nn.functional import avg_pool2d, conv2d
 
 from surgery.core.surgery_layer import OpCost, SurgeryLayer, WeightMaps
 from surgery.graph.trees import shapes_in
@@ -30,7 +29,6 @@ class GOctConv(SurgeryLayer):
         weight: (sum of out_channels, sum of in_channels ÷ groups, kernel height, kernel width), the same as the plain
             convolution's over the channels of all maps.
         bias: (sum of out_channels,), added once; or None.
-        packed: of a copy for inference alone (:meth:`prepacked`): the weights of its branches, in place of ``weight``.
 
     Raises:
         ValueError: channels that the groups do not divide.
@@ -46,7 +44,6 @@ class GOctConv(SurgeryLayer):
         self.weight = nn.Parameter(torch.empty(outputs, inputs // shape.groups, *shape.kernel))
         self.bias: nn.Parameter | None
         self.register_parameter("bias", nn.Parameter(torch.empty(outputs)) if shape.bias else None)
-        self.packed: nn.ParameterList | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -90,8 +87,8 @@ class GOctConv(SurgeryLayer):
             inputs, stride = [_strided(x, stride) for x in inputs], 1
         sizes = self._sizes(inputs, stride)
         outputs: list[Tensor | None] = [None] * len(sizes)
-        for k, branch in enumerate(self.branches):
-            y = self._of_branch(k, inputs, stride)
+        for branch in self.branches:
+            y = self._of_branch(branch, inputs, stride)
             for j, part in self._parts(branch, y, sizes):
                 sum_before = outputs[j]
                 outputs[j] = part if sum_before is None else sum_before.add_(part)
@@ -102,35 +99,18 @@ class GOctConv(SurgeryLayer):
         """Whether there is one map in and one out, of one scale: a plain convolution."""
         return _is_plain(self.scales)
 
-    def _of_branch(self, k: int, inputs: Sequence[Tensor], stride: int) -> Tensor:
-        """The convolution of branch ``k``: (N, rows, H, W) at the resolution at which it runs."""
-        branch, scale = self.branches[k], self.branches[k].outputs[0]
+    def _of_branch(self, branch: Branch, inputs: Sequence[Tensor], stride: int) -> Tensor:
+        """The convolution of a branch: (N, rows, H, W) at the resolution at which it runs."""
+        scale = branch.outputs[0]
         operands = [
             smaller(inputs[i], max(0, self.scales.shift((i, scale))), self.shape.pooling) for i in branch.inputs
         ]
         x = operands[0] if len(operands) == 1 else torch.cat(operands, 1)
-        bias = self.bias[slice(*branch.rows)] if self.bias is not None and branch.with_bias else None
-        return self._convolved(x, self._weight_of(k), bias, branch.groups, stride)
-
-    def _weight_of(self, k: int) -> Tensor:
-        """(rows, columns, kernel height, kernel width) of branch ``k``."""
-        if self.packed is not None:
-            return self.packed[k]
-        return self.weight[slice(*self.branches[k].rows), slice(*self.branches[k].columns)]
-
-    def prepacked(self) -> nn.Module:
-        """Its branches' weights one by one: kernels copy a slice of columns in every call."""
-        if self.plain:
-            return self
-        layer = copy.copy(self)
-        layer._parameters, layer._modules = dict(self._parameters), dict(self._modules)
-        layer.packed = nn.ParameterList(self._weight_of(k).detach().clone() for k in range(len(self.branches)))
-        layer.register_parameter("weight", None)
-        return layer
+        rows, columns = slice(*branch.rows), slice(*branch.columns)
+        bias = self.bias[rows] if self.bias is not None and branch.with_bias else None
+        return self._convolved(x, self.weight[rows, columns], bias, branch.groups, stride)
 
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, stride: int) -> Tensor:
-        if self.shape.kernel == (1, 1) and groups == stride == 1 and _on_cpu_by_pixel(x, weight):
-            return linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
         return conv2d(x, weight, bias, stride, self.shape.padding, self.shape.dilation, groups)
 
     def _parts(self, branch: Branch, y: Tensor, sizes: Sequence[tuple[int, int]]) -> Iterator[tuple[int, Tensor]]:
@@ -226,16 +206,6 @@ class GOctConv(SurgeryLayer):
 
 def _strided(x: Tensor, stride: int) -> Tensor:
     return avg_pool2d(x, stride, ceil_mode=True, count_include_pad=False)
-
-
-def _on_cpu_by_pixel(x: Tensor, weight: Tensor) -> bool:
-    """Whether a 1×1 convolution is a product of matrices as they lie, for which a slice of columns is not copied.
-
-    Only without gradients: theirs are slower so.
-    """
-    if torch.is_grad_enabled() or weight.is_contiguous() or torch.compiler.is_compiling():
-        return False
-    return x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _is_plain(scales: Scales) -> bool:

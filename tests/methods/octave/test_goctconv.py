@@ -257,34 +257,3 @@ def test_maps_that_do_not_belong_together():
 def test_initialised_as_a_plain_convolution():
     layer = GOctConv.vanilla((32, 32), (64, 64))
     assert layer.weight.abs().max() <= 1 / math.sqrt(64 * 9) * 1.0001
-
-
-@pytest.mark.parametrize("kernel,groups", [(1, 1), (3, 1), (3, 2)])
-@pytest.mark.parametrize("bias", [False, True])
-def test_prepacked_it_computes_the_same_from_a_weight_for_each_convolution(kernel, groups, bias):
-    layer = GOctConv.vanilla((8, 4), (4, 8), kernel, groups=groups, bias=bias).double()
-    before = {name: value.clone() for name, value in layer.state_dict().items()}
-    packed = layer.prepacked()
-    maps = maps_of((8, 4), (0, 1), (5, 7))
-    for y, expected in zip(packed(maps), layer(maps), strict=True):
-        torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
-    assert all(weight.is_contiguous() for weight in packed.packed)
-    assert sum(weight.numel() for weight in packed.packed) == layer.weight.numel()
-    assert packed.weight is None
-    assert layer.packed is None
-    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
-    plain = GOctConv(Scales((8,), (12,)))
-    assert plain.prepacked() is plain
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_products_of_matrices_by_pixel_are_the_convolutions(bias):
-    layer = GOctConv.vanilla((6, 5, 3), (4, 7, 2), 1, bias=bias).double()
-    maps = maps_of((6, 5, 3), (0, 1, 2), (9, 6), batch=2)
-    expected = [y.detach() for y in layer(maps)]
-    by_pixel = [x.contiguous(memory_format=torch.channels_last) for x in maps]
-    with torch.no_grad():
-        outputs = layer.to(memory_format=torch.channels_last)(by_pixel)
-    for y, before in zip(outputs, expected, strict=True):
-        assert y.is_contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(y, before, rtol=0, atol=1e-12)
