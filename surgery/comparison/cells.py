@@ -89,7 +89,10 @@ class Cell:
         write_atomically(self.spec, json.dumps(content, indent=1).encode())
 
     def check_spec(self) -> None:
-        """Raise RecipeError where the folder holds the same cell with other settings."""
+        """Raise RecipeError where the folder holds the same cell with other settings.
+
+        A cell that an earlier version finished stays so; one that it left unfinished has a state that refuses to go on.
+        """
         if not self.spec.exists():
             return
         before, now = _with_defaults(json.loads(self.spec.read_text())["recipe"]), _plain(self.recipe)

@@ -1,6 +1,5 @@
 """What a recipe would do, without doing it."""
 
-import yaml
 from torch import Tensor
 
 import surgery
@@ -12,6 +11,7 @@ from surgery.training.image_dataset import ImageDataset
 from surgery.training.image_scan import check_headers
 from surgery.training.job_setup import make_accelerator, make_execution, make_task
 from surgery.training.recipe import Recipe
+from surgery.training.recipe_text import recipe_text
 from surgery.training.rehearsal import Rehearsed, rehearse
 
 
@@ -35,7 +35,7 @@ def describe(recipe: Recipe) -> str:
     if recipe.data.skip_unreadable:
         shapes.append("the job will leave out images that cannot be read (data.skip_unreadable=true)")
     parts = [
-        yaml.safe_dump(recipe.to_dict(), sort_keys=False),
+        recipe_text(recipe.to_dict(), sort_keys=False),
         str(rehearsed.plan),
         _costs(rehearsed, recipe.data.image_size),
         "\n".join([f"original: {rehearsed.original.origin}", *_published(recipe), *shapes]),

@@ -5,6 +5,7 @@ values, are refused, as are keys that occur twice, values nested deeper than any
 A date is a text, as is 1:30, which YAML 1.1 takes for 90; and 1e-3 is a number, which YAML 1.1 takes for a text.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ BYTES = 1 << 16
 DEPTH = 16
 DATE = "tag:yaml.org,2002:timestamp"
 FLOAT = "tag:yaml.org,2002:float"
-WITH_EXPONENT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+WITH_EXPONENT = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
 NUMBERS = {
     tag: re.compile(rf"(?!.*:)(?:{pattern.pattern})", re.VERBOSE)
     for resolvers in yaml.SafeLoader.yaml_implicit_resolvers.values()
@@ -67,9 +68,18 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep)
+            value = super().construct_object(node, deep)
         except (ValueError, OverflowError) as error:  # a number that cannot be
             raise _Refused(str(error).partition(";")[0], node.start_mark) from None
+        if isinstance(value, float) and math.isinf(value) and "inf" not in str(node.value).lower():
+            raise _Refused(f"{node.value} is larger than any number that a computer holds", node.start_mark)
+        return value
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts a text in quotes that :class:`_Loader` would take for something else."""
+
+    yaml_implicit_resolvers = _resolvers()
 
 
 def _check_keys(node: MappingNode) -> None:
@@ -81,6 +91,12 @@ def _check_keys(node: MappingNode) -> None:
         if key.value in names:
             raise _Refused(f"the key {shown(key.value)} occurs twice", key.start_mark)
         names.add(key.value)
+
+
+def recipe_text(values: Any, **options: Any) -> str:
+    """Values as YAML that :func:`read_recipe` reads as they are; options are those of ``yaml.dump``."""
+    text: str = yaml.dump(values, Dumper=_Dumper, **options)
+    return text
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

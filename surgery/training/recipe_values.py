@@ -21,7 +21,7 @@ LISTED = "timm.optim.list_optimizers()"
 
 
 def _number(value: object) -> object:
-    """YAML reads 1e-3 as a string."""
+    """A number in quotes is one."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:

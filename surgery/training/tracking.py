@@ -5,12 +5,12 @@ import io
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import is_mlflow_available, is_tensorboard_available, is_wandb_available
 
 from surgery.core.atomic_file import write_atomically
 from surgery.training.recipe import Recipe, RecipeError
+from surgery.training.recipe_text import recipe_text
 
 AVAILABLE = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available, "mlflow": is_mlflow_available}
 COLUMNS = ("training", "epoch", "loss", "lr", "accuracy")
@@ -31,7 +31,7 @@ class Log:
         self.epochs = 0  # of all trainings, since wandb drops what has a lower step than it has seen
         if recipe.track:
             try:
-                accelerator.init_trackers("surgery", {"recipe": yaml.safe_dump(recipe.to_dict())})
+                accelerator.init_trackers("surgery", {"recipe": recipe_text(recipe.to_dict())})
             except Exception as error:  # each tracker has its own, for a missing key, server or folder
                 raise RecipeError(f"track={recipe.track}: {error}") from error
 

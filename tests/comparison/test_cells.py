@@ -20,7 +20,7 @@ def test_smaller_images_begin_with_the_same_share_of_their_side(side, expected):
     assert cell.recipe.data.image_size == (side or 32)
 
 
-def test_a_folder_of_an_earlier_version_lacks_the_keys_that_have_come_since(tmp_path):
+def test_a_finished_cell_of_an_earlier_version_lacks_the_keys_that_have_come_since(tmp_path):
     cell = Cell("one", "original", Recipe(output=str(tmp_path / "one")))
     cell.write_spec()
     spec = json.loads(cell.spec.read_text())

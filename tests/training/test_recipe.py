@@ -10,6 +10,7 @@ import finetune
 from surgery.training import load_recipe
 from surgery.training.recipe import DataSettings, RecipeError
 from surgery.training.recipe_keys import keys_table
+from surgery.training.recipe_text import read_recipe, recipe_text
 
 RECIPES = sorted((Path(finetune.__file__).parent / "recipes").glob("*.yaml"))
 
@@ -43,6 +44,17 @@ def test_a_number_needs_no_point_before_its_exponent():
     """YAML 1.1 takes 1e-20 for a text, wherever no type says otherwise."""
     options = load_recipe(RECIPES[0], ["surgery.options={threshold: 1e-3, keep: [1E+2, .5e3]}"]).surgery.options
     assert options == {"threshold": 1e-3, "keep": [100.0, 500.0]}
+
+
+@pytest.mark.parametrize("text", ["1e5", "1.5", "yes", "null", "a: b", "2026-01-02", "1:30", "", "1e"])
+def test_texts_stay_texts_when_a_recipe_is_written_and_read(text, tmp_path):
+    (tmp_path / "r.yaml").write_text(recipe_text({"model": {"kwargs": {"name": text, "size": 1e-20}}}))
+    assert read_recipe(tmp_path / "r.yaml") == {"model": {"kwargs": {"name": text, "size": 1e-20}}}
+
+
+def test_a_number_beyond_all_numbers_is_none():
+    with pytest.raises(RecipeError, match="1e400 is larger than any number"):
+        load_recipe(RECIPES[0], ["surgery.options={threshold: 1e400}"])
 
 
 def test_blocks_fade_to_nothing_in_the_last_of_several_epochs():
