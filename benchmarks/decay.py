@@ -1,13 +1,13 @@
 """Dynamic weight decay against plain weight decay: how much of CSNet can go before its maps are worse.
 
     python benchmarks/decay.py --data FOLDER --jobs 2 threads=1       all of it, on two cores
-    python benchmarks/decay.py --data FOLDER --seeds 1 --shares 0.1 baseline.epochs=10
+    python benchmarks/decay.py --data FOLDER --seeds 1 --shares 0.1
 
 For every seed the recipe's network is trained with dynamic weight decay and, alike, with plain weight decay of all
 parameters (``baseline.dynamic_weight_decay=0``). Each is pruned by ``gamma`` at the threshold of the recipe, and until
 the shares of its parameters are left; all are calibrated and fine-tuned alike. Below --output lie a folder for each
-run, decay.md and decay.png. The same command goes on where it was stopped. With --jobs N, N runs go on
-at a time, each logged beside its folder.
+run, decay.md and decay.png; runs that failed, as where no γ is below the threshold, are named and left out. The same
+command goes on where it was stopped. With --jobs N, N runs go on at a time, each logged beside its folder.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     settings = [f"data.root={args.data}"] if args.data else []
     try:
         recipes = {name: load_recipe(args.recipe, [*settings, *args.settings, *own]) for name, own in DECAYS.items()}
-        points = _run(args, recipes)
+        points, failed = _run(args, recipes)
     except KeyboardInterrupt as stopped:
         print(f"\n{str(stopped) or 'stopped'}; the same command goes on from the last state", file=sys.stderr)
         return getattr(stopped, "status", 130)
@@ -78,23 +78,30 @@ def main(arguments: list[str] | None = None) -> int:
     write_atomically(args.output / "decay.md", text.encode())
     _plot(args.output / "decay.png", points)
     print(f"\n{text}\n{args.output / 'decay.md'} and {args.output / 'decay.png'} written")
-    return 0
+    for name, error in failed.items():
+        print(f"decay.py: {name}: {error}", file=sys.stderr)
+    return 1 if failed else 0
 
 
-def _run(args: argparse.Namespace, recipes: dict[str, Recipe]) -> dict[Run, Point]:
-    """The originals, then what is left of them; what takes longest stands first."""
+def _run(args: argparse.Namespace, recipes: dict[str, Recipe]) -> tuple[dict[Run, Point], dict[str, str]]:
+    """The originals, then what is left of them; also what failed, by name.
+
+    Raises:
+        RecipeError: an original failed, without which there is nothing to prune.
+    """
     seeds = range(args.seeds)
     originals = {
         Run(decay, WHOLE, seed): _original(args.output, Run(decay, WHOLE, seed), recipe)
         for seed in seeds
         for decay, recipe in recipes.items()
     }
-    _run_all(list(originals.values()), args.jobs)
+    if failed := run_cells(list(originals.values()), args.jobs):
+        raise RecipeError("; ".join(f"{name}: {error}" for name, error in failed.items()))
     left = [GAP, *(f"{share:g}" for share in sorted(args.shares, reverse=True))]
     runs = [Run(decay, part, seed) for part in left for seed in seeds for decay in recipes]
     pruned = {run: _pruned(args.output, run, recipes[run.decay]) for run in runs}
-    _run_all(list(pruned.values()), args.jobs)
-    return {run: _point(cell) for run, cell in (originals | pruned).items()}
+    failed = run_cells(list(pruned.values()), args.jobs)
+    return {run: _point(cell) for run, cell in (originals | pruned).items() if cell.finished}, failed
 
 
 def _original(output: Path, run: Run, recipe: Recipe) -> Cell:
@@ -104,22 +111,19 @@ def _original(output: Path, run: Run, recipe: Recipe) -> Cell:
 
 def _pruned(output: Path, run: Run, recipe: Recipe) -> Cell:
     original = output / f"{run.decay}-{WHOLE}-s{run.seed}" / "m.safetensors"
-    options = recipe.surgery.options if run.left == GAP else {"params": float(run.left)}
+    shared = {name: value for name, value in recipe.surgery.options.items() if name != "threshold"}
+    options = recipe.surgery.options if run.left == GAP else {**shared, "params": float(run.left)}
     changed = dataclasses.replace(
         recipe,
         output=str(output / run.name),
         seed=run.seed,
-        model=dataclasses.replace(recipe.model, checkpoint=str(original), kwargs={}),
+        seeds=1,
+        control=False,
+        model=dataclasses.replace(recipe.model, checkpoint=str(original), weights=None, pretrained=False, kwargs={}),
         baseline=TrainSettings(epochs=0),
         surgery=dataclasses.replace(recipe.surgery, options=options),
     )
     return Cell(run.name, "surgery", changed)
-
-
-def _run_all(cells: Sequence[Cell], jobs: int) -> None:
-    failed = run_cells(cells, jobs)
-    if failed:
-        raise RecipeError("; ".join(f"{name}: {error}" for name, error in failed.items()))
 
 
 def _point(cell: Cell) -> Point:
@@ -133,8 +137,8 @@ def _markdown(points: dict[Run, Point], recipe: Recipe) -> str:
     seeds = len({run.seed for run in points})
     lines = [
         f"{recipe.title}: {recipe.baseline.epochs} epochs, fine-tuned for {recipe.finetune.epochs}; {seeds} seeds, "
-        "mean ± standard deviation. 'gap': γ below the recipe's threshold are gone; else the smallest γ, until that "
-        "share of the parameters is left.",
+        "mean ± standard deviation. 'gap': what the recipe's threshold of γ leaves; else the channels of the smallest "
+        "γ go until that share of the parameters is left, within one per cent.",
         "",
         "| weight decay | left | channels | parameters | MACs | max F (%) | MAE (%) |",
         "|---|---|---|---|---|---|---|",

@@ -76,6 +76,12 @@ def test_both_decays_at_every_share(monkeypatch, tmp_path, capsys):
     light += ["baseline.epochs=1", "baseline.warmup_epochs=0", "baseline.lr=0.02", "surgery.options={threshold: 0.99}"]
     light += ["finetune.epochs=1", "surgery.calibrate=4", "threads=1"]
     arguments = ["--output", str(tmp_path / "out"), "--seeds", "2", "--shares", "0.5", *light]
+    nothing = [*arguments, "surgery.options={threshold: 1e-9}", f"--output={tmp_path / 'nothing'}", "--seeds=1"]
+    assert command(nothing) == 1
+    assert "decay.py: dynamic-gap-s0: " in capsys.readouterr().err
+    table = (tmp_path / "nothing" / "decay.md").read_text()
+    assert "| plain | 0.5 |" in table
+    assert "gap |" not in table
     assert command(arguments) == 0
     table = (tmp_path / "out" / "decay.md").read_text()
     parameters = {}
@@ -83,7 +89,7 @@ def test_both_decays_at_every_share(monkeypatch, tmp_path, capsys):
         (row,) = (line for line in table.splitlines() if line.startswith(f"| {decay} | {left} | "))
         parameters[decay, left] = int(row.split("|")[4].replace(",", ""))
         assert row.count(" ± ") == 2
-    assert parameters["plain", "0.5"] <= 0.5 * parameters["plain", "all"]
+    assert parameters["plain", "0.5"] == pytest.approx(0.5 * parameters["plain", "all"], rel=0.01)
     assert parameters["dynamic", "gap"] < parameters["dynamic", "all"] == parameters["plain", "all"]
     assert (tmp_path / "out" / "decay.png").read_bytes().startswith(b"\x89PNG")
     capsys.readouterr()
