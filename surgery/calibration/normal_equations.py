@@ -10,6 +10,7 @@ RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean variance of th
 FIT, HELD = 0, 1
 JUDGED = 64  # outputs that a ridge is chosen by
 FIRMER = 4  # times a ridge may grow a hundredfold: from rounding to the size of what is summed
+NOTHING = 1e-8  # features of a smaller mean variance say nothing: what they were multiplied by would amplify any change
 PRECISION = 1e-7  # of sums of float32 products: a variance below it, as a share of the square, is rounding
 
 
@@ -117,7 +118,9 @@ class NormalEquations:
             xx -= x[:, :, None] * x[:, None]
             xt -= x[:, :, None] * t[:, None]
         diagonal = torch.diagonal(xx, dim1=-2, dim2=-1)
-        shift = (ridge * diagonal.mean(-1)).clamp(min=1e-30).maximum(least)[:, None]
+        variance = diagonal.mean(-1)
+        floor = torch.where(variance < NOTHING, NOTHING, 1e-30)
+        shift = (ridge * variance).maximum(floor).maximum(least)[:, None]
         diagonal += shift
         factor, failed = torch.linalg.cholesky_ex(xx)
         for _ in range(FIRMER if firm else 0):

@@ -111,3 +111,13 @@ def test_sums_that_rounding_made_indefinite_stay_near_the_prior(parts):
     torch.testing.assert_close(found.weight, prior, rtol=0.2, atol=0.2)
     predicted = found.weight.sum(-1) + found.intercept
     torch.testing.assert_close(predicted, torch.full_like(predicted, 2.0))
+
+
+@pytest.mark.parametrize("deviation,explained", [(1e-3, True), (1e-10, False)])
+def test_features_that_are_nearly_nothing_are_not_amplified(deviation, explained):
+    """A weight of 1e10 would be right here, and wrong after the first step of a training."""
+    signal = torch.randn(200, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    prior = torch.full((1, 1, 1), 0.5, dtype=torch.float64)
+    solution = summed(deviation * signal, signal, torch.arange(200) % 5 == 0).solve([prior])
+    assert (solution.r2 > 0.99) == explained
+    assert solution.weight.abs().max() < 2 / deviation if explained else (solution.weight - prior).abs().max() < 0.1
