@@ -186,9 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", metavar="FOLDER", help="data.root of the recipe (default: SURGERY_DATA)")
     parser.add_argument("--output", type=Path, default=Path("runs/decay"), metavar="FOLDER")
     parser.add_argument("--seeds", type=_count, default=3)
-    parser.add_argument(
-        "--shares", type=_shares, default=[0.05, 0.025, 0.0125], help="of the parameters: 0.05,0.025,0.0125"
-    )
+    parser.add_argument("--shares", type=_shares, default=[0.025, 0.0125], help="of the parameters: 0.025,0.0125")
     parser.add_argument(
         "--jobs", type=_count, default=1, metavar="N", help="runs at a time, each in a process of its own"
     )
