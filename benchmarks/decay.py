@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from run_options import run_options, shares
+
 import surgery
 from surgery.comparison.cells import Cell, baseline_cell
 from surgery.comparison.running import run_cells
@@ -39,7 +41,7 @@ class Run:
     """One network: how it was trained, and what is left of it.
 
     Attributes:
-        left: ``all``; a share of the parameters; ``gap``: what is above the recipe's threshold.
+        left: ``all``; a share of the parameters; ``gap``: what the recipe's threshold leaves.
     """
 
     decay: str
@@ -144,7 +146,7 @@ def _markdown(points: dict[Run, Point], recipe: Recipe) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for decay, left in dict.fromkeys((run.decay, run.left) for run in points):
-        group = [point for run, point in points.items() if (run.decay, run.left) == (decay, left)]
+        group = _of_all_seeds(points, decay, left)
         channels, params, macs = (
             round(statistics.mean(getattr(point, name) for point in group)) for name in ("channels", "params", "macs")
         )
@@ -176,35 +178,25 @@ def _plot(path: Path, points: dict[Run, Point]) -> None:
 
 
 def _mean(points: dict[Run, Point], decay: str, left: str) -> tuple[float, float]:
-    group = [point for run, point in points.items() if (run.decay, run.left) == (decay, left)]
+    """Parameters and accuracy."""
+    group = _of_all_seeds(points, decay, left)
     return statistics.mean(point.params for point in group), statistics.mean(point.accuracy for point in group)
 
 
+def _of_all_seeds(points: dict[Run, Point], decay: str, left: str) -> list[Point]:
+    return [point for run, point in points.items() if (run.decay, run.left) == (decay, left)]
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default=str(RECIPE), help="default: recipes/sod_few_images.yaml")
-    parser.add_argument("--data", metavar="FOLDER", help="data.root of the recipe (default: SURGERY_DATA)")
-    parser.add_argument("--output", type=Path, default=Path("runs/decay"), metavar="FOLDER")
-    parser.add_argument("--seeds", type=_count, default=3)
-    parser.add_argument("--shares", type=_shares, default=[0.025, 0.0125], help="of the parameters: 0.025,0.0125")
-    parser.add_argument(
-        "--jobs", type=_count, default=1, metavar="N", help="runs at a time, each in a process of its own"
-    )
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace the recipe's")
+    parser = run_options(__doc__, RECIPE, "runs/decay")
+    parser.add_argument("--shares", type=_below_one, default=[0.025, 0.0125], help="of the parameters: 0.025,0.0125")
     return parser
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: a whole number, 1 or more, is needed")
-    return int(text)
-
-
-def _shares(text: str) -> list[float]:
-    shares = [float(part) for part in text.split(",")]
-    if not all(0 < share < 1 for share in shares):
-        raise argparse.ArgumentTypeError(f"{text}: shares above 0 and below 1 are needed")
-    return shares
+def _below_one(text: str) -> list[float]:
+    if max(shares(text)) >= 1:
+        raise argparse.ArgumentTypeError(f"{text}: shares below 1 are needed")
+    return shares(text)
 
 
 if __name__ == "__main__":

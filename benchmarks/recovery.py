@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from run_options import run_options, shares
+
 from surgery.comparison.cells import Cell
 from surgery.comparison.running import run_cells
 from surgery.core.atomic_file import write_atomically
@@ -182,27 +184,9 @@ def _measured(rows: list[dict[str, Any]]) -> dict[str, Measured]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default=str(RECIPE), help="default: recipes/cifar10.yaml")
-    parser.add_argument("--data", metavar="FOLDER", help="data.root of the recipe (default: SURGERY_DATA)")
-    parser.add_argument("--output", type=Path, default=Path("runs/recovery"), metavar="FOLDER")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--budgets", type=_shares, default=[0.05, 0.25], help="shares of baseline.epochs: 0.05,0.25")
-    parser.add_argument(
-        "--jobs", type=_jobs, default=1, metavar="N", help="runs at a time, each in a process of its own"
-    )
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace the recipe's")
+    parser = run_options(__doc__, RECIPE, "runs/recovery")
+    parser.add_argument("--budgets", type=shares, default=[0.05, 0.25], help="shares of baseline.epochs: 0.05,0.25")
     return parser
-
-
-def _jobs(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: accepted is 1 or more")
-    return int(text)
-
-
-def _shares(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
 
 
 if __name__ == "__main__":

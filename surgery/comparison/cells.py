@@ -95,7 +95,7 @@ class Cell:
         """
         if not self.spec.exists():
             return
-        before, now = _with_defaults(json.loads(self.spec.read_text())["recipe"]), _plain(self.recipe)
+        before, now = _with_defaults(json.loads(self.spec.read_text())["recipe"]), _as_json(self.recipe)
         changed = [f"{key}={old!r:.60}, now {new!r:.60}" for key, old, new in _differences(before, now)]
         if changed:
             raise RecipeError(
@@ -109,7 +109,8 @@ def read_cell(path: Path) -> Cell:
     return Cell(content["name"], content["kind"], Recipe(**content["recipe"]))
 
 
-def _plain(recipe: Recipe) -> dict[str, Any]:
+def _as_json(recipe: Recipe) -> dict[str, Any]:
+    """Its values as a JSON file gives them back: lists in place of tuples."""
     values: dict[str, Any] = json.loads(json.dumps(recipe.to_dict()))
     return values
 
@@ -117,7 +118,7 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
 def _with_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
     """An earlier version's recipe with the defaults of the keys that have come since; as it is if it is none now."""
     try:
-        return _plain(Recipe(**recipe))
+        return _as_json(Recipe(**recipe))
     except (RecipeError, TypeError):
         return recipe
 

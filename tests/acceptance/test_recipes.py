@@ -31,9 +31,8 @@ PIXELS = {  # how files are laid out, classes
 }
 
 
-SURGERIES = dict.fromkeys(
-    ("sod", "sod_few_images"), "gamma, keep 0.5"
-)  # as a plan's first line has it; the others': squeezes replaced
+# as a plan's first line has it; the others': squeezes replaced
+SURGERIES = dict.fromkeys(("sod", "sod_few_images"), "gamma, keep 0.5")
 
 
 def lay_out(root, name, parts, classes):
